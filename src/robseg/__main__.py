@@ -1,0 +1,3 @@
+from robseg.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""Plain projected gradient ascent: FGSM, BIM and PGD, and with their objectives SegPGD and CosPGD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robseg.attacks.objectives import Objective
+from robseg.attacks.problem import (
+    AttackResult,
+    Model,
+    attacked,
+    check_perturbation,
+    generators,
+    make_problem,
+)
+from robseg.attacks.threat import Threat
+
+Keep = Literal["best", "last"]
+
+
+def pgd(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    objective: str | Objective = "ce",
+    threat: str | Threat = "linf",
+    random_start: bool = True,
+    keep: Keep = "best",
+    restarts: int = 1,
+    class_weights: Tensor | None = None,
+    seed: int = 0,
+    image_ids: Sequence[str] | None = None,
+    ignore_index: int = 255,
+) -> AttackResult:
+    """Projected gradient ascent with a constant step (arXiv 1706.06083); SegPGD and CosPGD with their objectives.
+
+    model, images, labels, eps, objective, class_weights: as in `robseg.apgd`. alpha: step size in the images' units.
+    steps: they cost steps + 1 forward and `steps` backward passes a restart.
+    keep: "best" returns the point with the fewest counted pixels right, "last" the last iterate, as most published
+        code does (the better of the restarts either way).
+    random_start: from a uniform point of the ball drawn from (seed, image id, objective, restart).
+
+    The tracked loss is the objective. Raises ValueError for arguments that do not fit together, RuntimeError if a
+    result left its ball.
+    """
+    problem = make_problem(
+        model, images, labels,
+        eps=eps, objective=objective, tracked=None, class_weights=class_weights, threat=threat,
+        ignore_index=ignore_index,
+    )  # fmt: skip
+    if steps < 1 or restarts < 1 or not alpha >= 0:
+        raise ValueError(f"steps and restarts must be at least 1 and alpha >= 0, got {steps}, {restarts}, {alpha}")
+    if restarts > 1 and not random_start:
+        raise ValueError("restarts without a random start would all be the same run")
+    counted = problem.counted()
+    best_point, best_loss_point = images.clone(), images.clone()
+    correct, best_loss = counted + 1, torch.full_like(counted, -torch.inf, dtype=images.dtype)
+    forward, backward, invalid = (torch.zeros_like(counted) for _ in range(3))
+    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
+    with attacked(model):
+        for restart in range(restarts):
+            point = images
+            if random_start:
+                draws = generators(seed, image_ids, len(images), f"pgd/{name}/restart {restart}")
+                point = problem.threat.random_point(images, eps, draws)
+            for i in range(steps + 1):
+                look = problem.look(point, progress=i / steps, gradient=i < steps)
+                forward += counted > 0
+                backward += (counted > 0) & (i < steps)
+                invalid += ~look.valid
+                if keep == "best" or i == steps:
+                    fewer = (look.correct <= correct) & (counted > 0)
+                    correct = torch.where(fewer, look.correct, correct)
+                    best_point = torch.where(fewer.view(-1, 1, 1, 1), point, best_point)
+                higher = look.tracked > best_loss
+                best_loss = torch.where(higher, look.tracked, best_loss)
+                best_loss_point = torch.where(higher.view(-1, 1, 1, 1), point, best_loss_point)
+                if i < steps:
+                    moved = point + alpha * problem.threat.steepest(look.gradient)
+                    point = problem.threat.project(images, moved, eps)
+    check_perturbation(images, best_point, eps, problem.threat)
+    accuracy = torch.where(counted > 0, correct / counted.clamp_min(1).double(), torch.nan)
+    return AttackResult(best_point, accuracy, best_loss, best_loss_point, forward, backward, invalid)
+
+
+def fgsm(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    objective: str | Objective = "ce",
+    threat: str | Threat = "linf",
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+) -> AttackResult:
+    """Fast gradient sign method (arXiv 1412.6572): one step of length eps from the image."""
+    return pgd(
+        model, images, labels,
+        eps=eps, alpha=eps, steps=1, objective=objective, threat=threat, random_start=False, keep="last",
+        class_weights=class_weights, ignore_index=ignore_index,
+    )  # fmt: skip
+
+
+def bim(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float = 0.03,
+    alpha: float = 0.01,
+    steps: int = 2,
+    objective: str | Objective = "ce",
+    threat: str | Threat = "linf",
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+) -> AttackResult:
+    """Basic iterative method (arXiv 1607.02533): PGD from the image itself that returns its last iterate.
+
+    The defaults are those of the test of DDC-AT (arXiv 2003.06555): 2 steps of 0.01 within 0.03.
+    """
+    return pgd(
+        model, images, labels,
+        eps=eps, alpha=alpha, steps=steps, objective=objective, threat=threat, random_start=False, keep="last",
+        class_weights=class_weights, ignore_index=ignore_index,
+    )  # fmt: skip

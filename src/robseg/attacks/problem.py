@@ -1,0 +1,192 @@
+"""What every attack shares: the problem it solves, one look at a point, its result, and the check of that result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from robseg.attacks.objectives import OBJECTIVES, Objective, objective_arguments
+from robseg.attacks.threat import THREATS, Threat
+from robseg.errors import unknown_name
+from robseg.models.modes import attack_mode
+from robseg.seeding import image_generator
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found for each image of a batch.
+
+    adversarial: (B, 3, H, W), the point with the fewest counted pixels right (for methods that keep the last
+        iterate, that one).
+    accuracy: (B,) float64, share of counted pixels right at `adversarial`; NaN for an image with no counted pixel,
+        which is returned as it came.
+    best_loss, best_loss_adversarial: (B,) and (B, 3, H, W), the highest tracked loss (mean over H*W) and its point.
+    forward_passes, backward_passes: (B,) int64, how often each image went through the model.
+    invalid_points: (B,) int64, how many points gave a NaN or infinite loss; such a point is never taken as a result.
+    """
+
+    adversarial: Tensor
+    accuracy: Tensor
+    best_loss: Tensor
+    best_loss_adversarial: Tensor
+    forward_passes: Tensor
+    backward_passes: Tensor
+    invalid_points: Tensor
+
+
+class Look(NamedTuple):
+    """The model's answer at one point per image: tracked loss, pixels right, gradient of the objective, validity."""
+
+    tracked: Tensor
+    correct: Tensor
+    gradient: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The images under attack with all that decides how good a perturbation of them is."""
+
+    model: Model
+    images: Tensor
+    labels: Tensor
+    objective: Objective
+    tracked: Objective
+    class_weights: Tensor | None
+    threat: Threat
+    ignore_index: int
+
+    def select(self, rows: Tensor) -> Problem:
+        """The same problem for some of the images."""
+        weights = self.class_weights
+        if weights is not None and weights.dim() == 2:
+            weights = weights[rows]
+        return replace(self, images=self.images[rows], labels=self.labels[rows], class_weights=weights)
+
+    def counted(self) -> Tensor:
+        """Pixels of each image that count, (B,) int64."""
+        return (self.labels != self.ignore_index).flatten(1).sum(1)
+
+    def look(self, points: Tensor, *, progress: float, gradient: bool) -> Look:
+        """One forward pass at `points`, and one backward pass where the gradient is wanted.
+
+        The gradient is that of the summed, not the mean, per-pixel loss: steps use its direction alone, and the
+        mean's small values would underflow in half precision.
+        """
+        with torch.set_grad_enabled(gradient):
+            points = points.detach().requires_grad_(gradient)
+            logits = self.model(points)
+            check_logits(logits, points)
+            per_pixel = self._value(self.objective, logits, progress)
+        slope = torch.zeros_like(points)
+        if gradient and per_pixel.requires_grad:
+            # A model that cuts the graph, or part of it, has gradient zero there: the checks before a run warn of it.
+            (found,) = torch.autograd.grad(per_pixel.sum(), points, allow_unused=True)
+            slope = slope if found is None else found.nan_to_num(0, 0, 0)
+        with torch.no_grad():
+            logits, per_pixel = logits.detach(), per_pixel.detach()
+            if self.tracked is not self.objective:
+                per_pixel = self._value(self.tracked, logits, progress)
+            tracked = per_pixel.flatten(1).mean(1)
+            valid = tracked.isfinite()
+            correct = (logits.argmax(1) == self.labels).flatten(1).sum(1)
+            # A NaN answer is the model breaking down, not an attack succeeding.
+            correct = torch.where(valid, correct, self.counted())
+            return Look(torch.where(valid, tracked, -math.inf), correct, slope, valid)
+
+    def _value(self, objective: Objective, logits: Tensor, progress: float) -> Tensor:
+        offered = {
+            "class_weights": self.class_weights,
+            "progress": progress,
+            "ignore_index": self.ignore_index,
+        }
+        return objective(logits, self.labels, **{k: offered[k] for k in objective_arguments(objective)})
+
+
+def make_problem(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    objective: str | Objective,
+    tracked: str | Objective | None,
+    class_weights: Tensor | None,
+    threat: str | Threat,
+    ignore_index: int,
+) -> Problem:
+    """Check what the caller of an attack gave and bind it together; ValueError says what is wrong."""
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"images must be (B, 3, H, W) floats, got {tuple(images.shape)} of {images.dtype}")
+    if labels.shape != (images.shape[0], *images.shape[2:]):
+        raise ValueError(
+            f"labels must be (B, H, W) like the images, got {tuple(labels.shape)} for {tuple(images.shape)}"
+        )
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError("images must lie in [0, 1]; normalisation belongs inside the model (SegmentationModel)")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be a finite number >= 0, got {eps}")
+    objective = find_objective(objective)
+    tracked = objective if tracked is None else find_objective(tracked)
+    wanted = objective_arguments(objective) | objective_arguments(tracked)
+    if "class_weights" in wanted and class_weights is None:
+        raise ValueError("this objective needs class_weights, (C,) or (B, C); see inverse_frequency_weights")
+    if isinstance(threat, str):
+        if threat not in THREATS:
+            raise unknown_name("threat model", threat, THREATS)
+        threat = THREATS[threat]
+    if class_weights is not None:
+        class_weights = class_weights.to(images.device, images.dtype)
+    return Problem(model, images, labels, objective, tracked, class_weights, threat, ignore_index)
+
+
+def find_objective(objective: str | Objective) -> Objective:
+    """An objective by name; a function is returned as it is. UserError names the near ones."""
+    if not isinstance(objective, str):
+        return objective
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES)
+    return OBJECTIVES[objective]
+
+
+def generators(seed: int, image_ids: Sequence[str] | None, count: int, stream: str) -> list[Generator]:
+    """One generator per image; without ids, images are known by their position in the batch."""
+    ids = [str(i) for i in range(count)] if image_ids is None else list(image_ids)
+    if len(ids) != count:
+        raise ValueError(f"{len(ids)} image ids for {count} images")
+    return [image_generator(seed, image_id, stream) for image_id in ids]
+
+
+def attacked(model: Model) -> AbstractContextManager[None]:
+    """Evaluation mode and frozen parameters for the time of an attack, where the model is a module."""
+    return attack_mode(model) if isinstance(model, nn.Module) else nullcontext()
+
+
+def check_logits(logits: Tensor, images: Tensor) -> None:
+    """ValueError unless the logits are (B, C, H, W) at the images' size."""
+    if logits.dim() != 4 or logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
+        raise ValueError(
+            f"the model gave {tuple(logits.shape)} for images {tuple(images.shape)}; logits must be (B, C, H, W) at "
+            "the images' size: wrap the network in robseg.SegmentationModel, which resizes them"
+        )
+
+
+def check_perturbation(images: Tensor, adversarial: Tensor, eps: float, threat: Threat) -> None:
+    """RuntimeError unless `adversarial` is finite, in [0, 1] and within eps of `images`, up to float rounding."""
+    if not bool(adversarial.isfinite().all()):
+        raise RuntimeError("an adversarial image holds NaN or infinity")
+    if adversarial.numel() and not (adversarial.min() >= 0 and adversarial.max() <= 1):
+        raise RuntimeError(f"adversarial values leave [0, 1]: {adversarial.min():.6g} to {adversarial.max():.6g}")
+    size = threat.size((adversarial - images).double())
+    # Differences of numbers in [0, 1] are off by at most half an ulp of 1 each; a norm adds relative rounding.
+    slack = torch.finfo(images.dtype).eps
+    if bool((size > eps * (1 + 1e-5) + 2 * slack).any()):
+        raise RuntimeError(f"a perturbation of {threat.name} size {size.max():.6g} exceeds eps = {eps:.6g}")

@@ -1,0 +1,58 @@
+"""The command line, `robseg`. Each command imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+from rich.console import Console
+
+from robseg.cli.demo import demo
+from robseg.cli.evaluate import evaluate
+from robseg.cli.report import report
+from robseg.errors import UserError
+
+app = typer.Typer(
+    name="robseg",
+    help="Measure how robust a semantic segmentation model is to adversarial perturbations, and train robust ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command()(evaluate)
+app.command()(report)
+app.command()(demo)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"robseg {installed('robseg')}")
+        raise typer.Exit
+    _ = context
+
+
+def main() -> None:
+    """Run the command line: 0 when done, 2 for a mistake of the user, 1 for one of ours, 130 when interrupted."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app()
+    except UserError as error:
+        errors.print("[bold red]error:[/]", end=" ")
+        errors.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
+    except Exception:
+        # A traceback is for us: the user is told so, and where to send it.
+        traceback.print_exc()
+        errors.print("[bold red]error:[/] this is a fault of robseg; please report it with the lines above.")
+        sys.exit(1)

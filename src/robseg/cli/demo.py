@@ -1,0 +1,7 @@
+"""`robseg demo`."""
+
+from __future__ import annotations
+
+
+def demo() -> None:
+    """later"""

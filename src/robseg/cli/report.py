@@ -1,0 +1,32 @@
+"""`robseg report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robseg.errors import UserError
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Folders of evaluations of the same data, each as FOLDER or TITLE=FOLDER."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write the report of one evaluation anew, or of several side by side, into one HTML file."""
+    from robseg.report.page import write_report
+
+    titled = []
+    for run in runs:
+        title, equals, folder = run.partition("=")
+        titled.append((title, Path(folder)) if equals else (Path(run).name, Path(run)))
+    if len({title for title, _ in titled}) < len(titled):
+        raise UserError("Two runs have the same title; give each its own as TITLE=FOLDER.")
+    write_report(titled, out)
+    print(out)

@@ -1,0 +1,99 @@
+"""Data sets: sequences of (image, label, id) with named classes, opened by a short text such as 'camvid:CamVid'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from robseg.data.base import IGNORE_INDEX, ClassList, Dataset, Sample
+from robseg.data.camvid import open_camvid
+from robseg.data.classes import named_classes, numbered_classes
+from robseg.data.folder import open_folder
+from robseg.data.palette import distinct_colours
+from robseg.data.samples import SampleList, check_dataset, check_sample, sample_size, take
+from robseg.data.shapes import Shapes, open_shapes
+from robseg.errors import UserError, unknown_name
+from robseg.spec import parse_spec
+
+__all__ = [
+    "DATASETS",
+    "IGNORE_INDEX",
+    "ClassList",
+    "Dataset",
+    "Sample",
+    "Shapes",
+    "as_dataset",
+    "check_sample",
+    "distinct_colours",
+    "open_data",
+    "sample_size",
+    "take",
+]
+
+DATASETS: dict[str, Callable[[str | None, dict[str, str]], Dataset]] = {
+    "camvid": open_camvid,
+    "folder": open_folder,
+    "shapes": open_shapes,
+}
+"""{name: function of the root and the options}. A new data set is a function here."""
+
+
+def open_data(text: str) -> Dataset:
+    """Open the data set that NAME[:ROOT][?key=value&...] names, such as 'camvid:CamVid?split=val'.
+
+    The names are those of `DATASETS`. Nothing is decoded.
+    Raises UserError for an unknown name or option and for a root that is missing or does not hold such a set.
+    """
+    spec = parse_spec(text)
+    if spec.name not in DATASETS:
+        if Path(spec.name).is_dir() and spec.root is None:
+            raise UserError(
+                f"'{spec.name}' is a folder and not a data set; write NAME:{spec.name}, as in folder:{text}."
+            )
+        raise unknown_name("data set", spec.name, DATASETS)
+    dataset = DATASETS[spec.name](spec.root, spec.options)
+    check_dataset(dataset)
+    return dataset
+
+
+def as_dataset(
+    data: Dataset | Sequence[Any] | str, num_classes: int | None = None, class_names: Sequence[str] | None = None
+) -> Dataset:
+    """What the functions of the package accept as data, as a Dataset.
+
+    data: a Dataset, a text for `open_data`, or any sequence of (image, label, id), a list as well as an object with
+        `__len__` and `__getitem__`; images (3, H, W) floating point in [0, 1], labels (H, W) of integers. The samples
+        are checked as they are asked for; ids are read at once, by going through the sequence unless it has `ids`.
+    num_classes, class_names: one of them is needed for a sequence; otherwise they must agree with the set.
+    Raises UserError for anything else, ids that are not unique, and more than 255 classes.
+    """
+    if num_classes is not None and class_names is not None and num_classes != len(class_names):
+        raise UserError(f"num_classes is {num_classes} but class_names has {len(class_names)} names; give one of them.")
+    if class_names is not None:
+        num_classes = len(class_names)
+    if isinstance(data, str):
+        dataset = open_data(data)
+    elif isinstance(data, Dataset):
+        dataset = data
+    else:
+        dataset = _sample_list(data, num_classes, class_names)
+    check_dataset(dataset)
+    if num_classes is not None and num_classes != len(dataset.classes):
+        raise UserError(f"The data set '{dataset.name}' has {len(dataset.classes)} classes, not {num_classes}.")
+    return dataset
+
+
+def _sample_list(data: Any, num_classes: int | None, class_names: Sequence[str] | None) -> SampleList:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, dict):
+        raise UserError(
+            f"Data of type {type(data).__name__} cannot be used; give a data set, a text such as 'camvid:CamVid', or "
+            "a list of (image, label, id)."
+        )
+    if class_names is not None:
+        return SampleList(data, named_classes(class_names, "The argument class_names"))
+    if num_classes is None:
+        raise UserError(
+            "A sequence of samples does not say how many classes there are; give num_classes or class_names."
+        )
+    return SampleList(data, numbered_classes(num_classes, "The argument num_classes"))

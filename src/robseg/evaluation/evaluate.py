@@ -1,0 +1,312 @@
+"""The evaluation of a model: data, model, attacks, records, scores, report."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robseg.attacks.catalogue import AttackConfig, find_attacks
+from robseg.attacks.objectives import inverse_frequency_weights
+from robseg.attacks.sea import needs_class_weights
+from robseg.data import Dataset, as_dataset, take
+from robseg.errors import UserError
+from robseg.evaluation.judge import Batch, Condition, conditions, judge, keep_worst
+from robseg.evaluation.processes import Processes, join_processes
+from robseg.evaluation.progress import Display, display
+from robseg.evaluation.scoring import make_result
+from robseg.evaluation.survey import Survey, batches, class_pixels, model_fingerprint, survey
+from robseg.loading.model_source import open_model
+from robseg.models.probe import probe
+from robseg.models.wrapper import Precision, SegmentationModel
+from robseg.records.files import write_text
+from robseg.records.result import ClassWeights, ModelEntry, Result, read_result
+from robseg.records.run_folder import RunFolder
+from robseg.records.settings import SaveImages, Settings, make_settings
+from robseg.report.page import write_report
+
+PROBE_IMAGES = 4
+
+
+def evaluate(
+    model: str | nn.Module,
+    data: str | Dataset | Sequence[Any],
+    *,
+    eps: float | Sequence[float] = (4, 8),
+    attack: str | AttackConfig | Sequence[str | AttackConfig] = "sea",
+    out: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    classes: int | None = None,
+    steps: int | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    limit: int | None = None,
+    seed: int = 0,
+    train_data: str | Dataset | Sequence[Any] | None = None,
+    save_images: SaveImages = "no",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    precision: Precision | None = None,
+    device: str = "auto",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> Result:
+    """Attack a model on a data set, and score it clean, under each attack and in the worst case.
+
+    model: a torch.nn.Module (see `SegmentationModel` for what lies between images and logits) or what the command
+        line takes: a name, a folder of a training run, "package.module:factory".
+    data: a text such as "camvid:CamVid?split=val", a Dataset, or a sequence of (image, label, id).
+    eps: one or several radii in n/255; 0 is the clean image. attack: "sea" and other names of
+        `robseg.attacks.catalogue`, with options, or configurations. steps: of every attack, None as published.
+    out: the run folder; a run that died there goes on. None: a new temporary folder (`Result.folder` names it).
+    checkpoint: weights for the model. classes: number of classes, where the data set does not say it.
+    limit: only the first so many images. train_data: where the class weights of mce-bal are counted (else in `data`).
+    save_images: "float" or "8bit" keep all adversarial images, the latter rounded and judged as rounded.
+    mean, std: normalisation of the model's input. precision: fp32 (None: the model's own), tf32, bf16, fp16, fp64.
+    device: "auto", or a torch device; a model given as an object is moved there.
+    batch_size: images attacked together; what is found for an image does not depend on it.
+
+    Returns the content of result.json. Several processes (accelerate launch, torchrun) share the images. Raises
+    UserError, one sentence, for what the caller can mend.
+    """
+    processes = join_processes(device)
+    with display(progress and processes.rank == 0) as shown:
+        job = _prepare(
+            model, data, train_data, processes, shown, out, precision,
+            {
+                "eps": (eps,) if isinstance(eps, (int, float)) else tuple(eps), "norm": norm,
+                "attacks": find_attacks([attack] if isinstance(attack, (str, AttackConfig)) else list(attack), steps),
+                "checkpoint": None if checkpoint is None else str(checkpoint), "classes": classes, "limit": limit,
+                "seed": seed, "save_images": save_images, "mean": mean, "std": std, "batch_size": batch_size,
+            },
+        )  # fmt: skip
+        with _float32_arithmetic(tf32=job.settings.precision == "tf32"):
+            warnings = _probe(job)
+            _attack_all(job, shown)
+        processes.wait()
+        if processes.rank == 0:
+            _finish(job, warnings)
+        processes.wait()
+    return read_result(job.folder.path)
+
+
+@dataclass
+class _Job:
+    """One evaluation, ready to run. accuracies: condition -> index -> accuracy of what is recorded."""
+
+    settings: Settings
+    dataset: Dataset
+    surveyed: Survey
+    model: SegmentationModel
+    model_entry: ModelEntry
+    weights: Tensor | None
+    weights_entry: ClassWeights | None
+    folder: RunFolder
+    processes: Processes
+    accuracies: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def _prepare(
+    model: str | nn.Module,
+    data: str | Dataset | Sequence[Any],
+    train_data: str | Dataset | Sequence[Any] | None,
+    processes: Processes,
+    shown: Display,
+    out: str | Path | None,
+    precision: Precision | None,
+    values: dict[str, Any],
+) -> _Job:
+    own = model.precision if isinstance(model, SegmentationModel) else "fp32"
+    settings = make_settings(
+        model=model if isinstance(model, str) else _title(model), data=data if isinstance(data, str) else "given",
+        train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
+        precision=precision or own, device=str(processes.device), **values,
+    )  # fmt: skip
+    dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
+    if settings.limit is not None:
+        dataset = take(dataset, settings.limit)
+    wrapped = _wrap(model, settings, len(dataset.classes)).to(processes.device)
+    shown.stage("reading the data", len(dataset))
+    surveyed = survey(dataset, shown.advance)
+    if settings.save_images == "8bit" and not surveyed.on_8bit_grid:
+        raise UserError("Images of this data set are not 8-bit, so rounding could leave the ball; save them as float.")
+    weights, entry = _class_weights(settings, dataset, surveyed, train_data, shown)
+    model_entry = ModelEntry(
+        name=settings.model,
+        parameters=sum(p.numel() for p in wrapped.parameters()),
+        mean=None if wrapped.mean is None else [round(v, 6) for v in wrapped.mean.flatten().tolist()],
+        std=None if wrapped.std is None else [round(v, 6) for v in wrapped.std.flatten().tolist()],
+        precision=settings.precision,
+        sha256=model_fingerprint(wrapped),
+    )
+    path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
+    folder = RunFolder(path, len(dataset.classes), processes.rank)
+    if processes.rank == 0:
+        identity = {"model_sha256": model_entry.sha256, "data_sha256": surveyed.sha256, "data_images": len(dataset)}
+        folder.begin({"settings": settings.model_dump(mode="json"), "identity": identity})
+    processes.wait()
+    return _Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)
+
+
+def _title(model: nn.Module) -> str:
+    inner = model.network if isinstance(model, SegmentationModel) else model
+    return type(inner).__name__
+
+
+def _with_classes(data: Any, classes: int | None) -> Any:
+    """A folder set without a class list takes the number of classes from --classes."""
+    if isinstance(data, str) and classes is not None and data.partition(":")[0] == "folder" and "classes=" not in data:
+        return f"{data}{'&' if '?' in data else '?'}classes={classes}"
+    return data
+
+
+def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> SegmentationModel:
+    if isinstance(model, str):
+        return open_model(
+            model, num_classes=settings.classes or num_classes, checkpoint=settings.checkpoint,
+            mean=settings.mean, std=settings.std, precision=settings.precision,
+        )  # fmt: skip
+    if settings.checkpoint is not None:
+        raise UserError("A checkpoint can be given for a model named by a text; load it into the module yourself.")
+    if not isinstance(model, SegmentationModel):
+        return SegmentationModel(model, mean=settings.mean, std=settings.std, precision=settings.precision)
+    if settings.mean is not None:
+        model = SegmentationModel(model.network, mean=settings.mean, std=settings.std, output=model.output)
+    model.set_precision(settings.precision)
+    return model
+
+
+def _class_weights(
+    settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Display
+) -> tuple[Tensor | None, ClassWeights | None]:
+    if not needs_class_weights(settings.attacks):
+        return None, None
+    pixels, source = surveyed.class_pixels, "evaluated labels"
+    if train_data is not None:
+        train = as_dataset(_with_classes(train_data, settings.classes), settings.classes)
+        if len(train.classes) != len(dataset.classes):
+            raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
+        shown.stage("counting training labels", len(train))
+        pixels, source = class_pixels(train, shown.advance), "training labels"
+    if not bool((pixels > 0).any()):
+        if train_data is not None:
+            raise UserError("The training data have no counted pixel to take class weights from.")
+        raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
+    weights = inverse_frequency_weights(pixels)
+    return weights, ClassWeights(source=source, values=weights.tolist())
+
+
+def _probe(job: _Job) -> list[str]:
+    """Check the model on the first images that have counted pixels, as many of one size as there are up to a few."""
+    plan = batches(job.surveyed.sizes, min(PROBE_IMAGES, job.settings.batch_size))
+    chosen = next((b for b in plan if any(job.surveyed.counted[i] for i in b)), plan[0])
+    batch = _load(job, chosen)
+    return probe(job.model, batch.images, batch.labels, len(job.dataset.classes))
+
+
+def _load(job: _Job, indices: Sequence[int]) -> Batch:
+    samples = [job.dataset[index] for index in indices]
+    dtype = torch.float64 if job.settings.precision == "fp64" else torch.float32
+    return Batch(
+        torch.stack([sample.image for sample in samples]).to(job.processes.device, dtype),
+        torch.stack([sample.label for sample in samples]).to(job.processes.device),
+        [sample.id for sample in samples],
+        list(indices),
+    )
+
+
+def _attack_all(job: _Job, shown: Display) -> None:
+    """Every batch through every condition that is not yet recorded for all of its images."""
+    plan = conditions(job.settings)
+    mine = batches(job.surveyed.sizes, job.settings.batch_size)[job.processes.rank :: job.processes.count]
+    own = {index for indices in mine for index in indices}
+    for condition in plan:
+        recorded = job.folder.records(condition.name)
+        job.accuracies[condition.name] = {i: _accuracy(recorded[i].counts) for i in recorded if i in own}
+    shown.stage("attacking", len(own) * len(plan))
+    done = sum(len(known) for known in job.accuracies.values())
+    shown.show(done, _running(job))
+    for indices in mine:
+        todo = [c for c in plan if not job.accuracies[c.name].keys() >= set(indices)]
+        if not todo:
+            continue
+        batch = _load(job, indices)
+        for condition in todo:
+            known = job.accuracies[condition.name]
+            missing = len(set(indices) - known.keys())
+            with _moving(job, shown, condition, done, missing, len(indices)):
+                known |= judge(job.model, batch, condition, job.settings, job.weights, job.folder, set(known))
+            done += missing
+            shown.show(done, _running(job))
+        keep_worst(job.folder, _worst_at(job, job.settings.eps[-1]))
+
+
+def _accuracy(counts: Any) -> float:
+    pixels = int(counts.target.sum())
+    return int(counts.intersection.sum()) / pixels if pixels else math.nan
+
+
+def _worst_at(job: _Job, eps: float) -> dict[int, float]:
+    """Lowest accuracy over the attacks and the clean image, of the images that went through all of them."""
+    tables = [job.accuracies[c.name] for c in conditions(job.settings) if c.attack is None or c.eps == eps]
+    common = set.intersection(*(set(table) for table in tables))
+    return {index: min(table[index] for table in tables) for index in common}
+
+
+def _running(job: _Job) -> str:
+    parts = []
+    for eps in job.settings.eps:
+        known = [value for value in _worst_at(job, eps).values() if value == value]
+        if known:
+            parts.append(f"{eps:g}/255: {sum(known) / len(known):.1%}")
+    return f"worst-case aAcc {', '.join(parts)}" if parts else ""
+
+
+@contextmanager
+def _moving(job: _Job, shown: Display, condition: Condition, done: float, missing: int, batch: int) -> Iterator[None]:
+    """Let the bar move with the forward passes of an attack, which may take minutes."""
+    steps = (condition.attack.steps * condition.attack.restarts if condition.attack else 0) + 2
+    passes = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal passes
+        passes += 1
+        shown.show(done + missing * min(passes / steps, 1.0))
+
+    handle = job.model.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _finish(job: _Job, warnings: Sequence[str]) -> None:
+    result = make_result(
+        job.folder, job.settings, job.dataset, job.surveyed, job.model_entry, job.weights_entry,
+        job.processes.device, warnings,
+    )  # fmt: skip
+    worst = {
+        image.index: min([image.clean_accuracy, *(a for a in image.radii[-1].accuracy.values() if a is not None)])
+        for image in result.images
+        if image.clean_accuracy is not None
+    }
+    keep_worst(job.folder, worst)
+    write_text(job.folder.path / "result.json", result.model_dump_json(indent=1) + "\n")
+    write_report([(job.settings.model, job.folder.path)], job.folder.path / "report.html")
+
+
+@contextmanager
+def _float32_arithmetic(tf32: bool) -> Iterator[None]:
+    """On NVIDIA GPUs torch convolves in TF32 unless told otherwise; a published number should not depend on that."""
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,53 @@
+"""One process or many: who this process is, where it computes, and where all wait for each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from robseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: of this process; count: of all; wait: returns when every process has called it."""
+
+    rank: int
+    count: int
+    device: torch.device
+    wait: Callable[[], None]
+
+
+def join_processes(device: str) -> Processes:
+    """This process among those that `accelerate launch`, torchrun or SLURM started; alone where none did.
+
+    device: "auto" (this process's GPU, else Apple's, else the CPU) or a torch device such as "cpu" and "cuda:1".
+    Raises UserError for a device that is none or not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        chosen = state.device if device in ("auto", "cpu") else find_device(device)
+        return Processes(state.process_index, state.num_processes, chosen, state.wait_for_everyone)
+    return Processes(0, 1, find_device(device), lambda: None)
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name, "auto" for the best there is; UserError where it is none or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"'{name}' is no device; use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"The device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
+    if device.type == "mps" and not torch.mps.is_available():
+        raise UserError("The device mps is not there.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"The device {name} is not supported; use auto, cpu, cuda, cuda:1 or mps.")
+    return device

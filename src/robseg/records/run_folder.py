@@ -1,0 +1,212 @@
+"""The folder of an evaluation: its settings, and what was found for each image under each attack, as it comes.
+
+    settings.yaml                   what was asked, and fingerprints of the model and the data
+    records/CONDITION[.rankR].jsonl one line per image: counts per class, passes, seconds
+    predictions/CONDITION/INDEX.png predicted classes as an index PNG
+    adversarial/CONDITION/INDEX.*   the adversarial images, where asked for
+    previews/INDEX/...              pictures of the worst images, for the report
+    result.json, report.html
+
+A CONDITION is "clean" or "eps-4_apgd-mce". A record is written after all files of its image, so what has a record
+is complete; files without one are written again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robseg.errors import UserError
+from robseg.metrics.counts import Counts
+from robseg.records.files import disk_errors, whole_file, write_text
+from robseg.records.settings import first_difference
+
+FORMAT = 1
+CLEAN = "clean"
+MAY_CHANGE = ("batch_size",)
+"""Settings in which a run may differ when it goes on: they change how long it takes, not what it finds."""
+
+
+def condition_name(eps: float, attack: str) -> str:
+    """The name under which an attack at a radius (n/255) is filed."""
+    return f"eps-{eps:g}_{re.sub(r'[^A-Za-z0-9.=-]+', '_', attack).strip('_')}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one image under one condition. Counts are (C,) each; seconds are the image's share."""
+
+    index: int
+    id: str
+    counts: Counts
+    forward_passes: int
+    backward_passes: int
+    invalid_points: int
+    seconds: float
+
+
+class RunFolder:
+    """Reads and appends to the folder of one evaluation."""
+
+    def __init__(self, path: Path, num_classes: int, rank: int = 0) -> None:
+        self.path = path
+        self.num_classes = num_classes
+        self.rank = rank
+
+    def begin(self, description: dict[str, Any]) -> bool:
+        """Start a run here, or make sure that the one here is the same; True if it goes on.
+
+        description: {"settings": ..., "identity": ...}, plain values only. Raises UserError where the folder holds
+        another run (naming the first key that differs), something else, or cannot be written.
+        """
+        file = self.path / "settings.yaml"
+        if file.is_file():
+            stored = read_description(self.path)
+            for part in ("settings", "identity"):
+                old, new = (
+                    {k: v for k, v in d.get(part, {}).items() if k not in MAY_CHANGE} for d in (stored, description)
+                )
+                found = first_difference(old, new)
+                if found:
+                    key, before, now = found
+                    raise UserError(
+                        f"{self.path} holds another run: {key} is {_short(before)} there and {_short(now)} now; "
+                        "choose another --out, or the same settings to go on with that run."
+                    )
+            self._mend_torn_lines()
+            return True
+        with disk_errors(self.path):
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UserError(f"{self.path} is not empty and holds no robseg run; choose another --out.")
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump({"format": FORMAT, **description}, sort_keys=False))
+        return False
+
+    def records(self, condition: str) -> dict[int, Record]:
+        """All records of a condition by image index, from all processes."""
+        found: dict[int, Record] = {}
+        for file in self._files(condition):
+            for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+                record = self._parse(line, f"{file}, line {number}")
+                found[record.index] = record
+        return found
+
+    def append(self, condition: str, record: Record) -> None:
+        """Write one line; if the disk is full the file is left as it was."""
+        suffix = f".rank{self.rank}" if self.rank else ""
+        file = self.path / "records" / f"{condition}{suffix}.jsonl"
+        present = record.counts.union.nonzero()[0]
+        line = {
+            "index": record.index, "id": record.id, "classes": present.tolist(),
+            "intersection": record.counts.intersection[present].tolist(),
+            "union": record.counts.union[present].tolist(), "target": record.counts.target[present].tolist(),
+            "forward_passes": record.forward_passes, "backward_passes": record.backward_passes,
+            "invalid_points": record.invalid_points, "seconds": round(record.seconds, 4),
+        }  # fmt: skip
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab", buffering=0) as stream:
+                length = stream.tell()
+                data = json.dumps(line).encode() + b"\n"
+                try:
+                    # A nearly full disk takes part of a line without an error; only the next write is refused.
+                    written = 0
+                    while written < len(data):
+                        written += stream.write(data[written:])
+                except OSError:
+                    stream.truncate(length)
+                    raise
+
+    def prediction_file(self, condition: str, index: int) -> Path:
+        return self.path / "predictions" / condition / f"{index:06d}.png"
+
+    def write_prediction(self, condition: str, index: int, prediction: Tensor) -> None:
+        """Store predicted classes (H, W) as an index PNG."""
+        save_png(self.prediction_file(condition, index), prediction.to("cpu").numpy().astype(np.uint8))
+
+    def write_adversarial(self, condition: str, index: int, image: Tensor, form: str) -> None:
+        """Store an adversarial image (3, H, W), as safetensors ("float": exactly) or as PNG ("8bit": values k/255)."""
+        folder = self.path / "adversarial" / condition
+        if form == "8bit":
+            save_png(folder / f"{index:06d}.png", as_8bit(image))
+            return
+        with whole_file(folder / f"{index:06d}.safetensors") as temporary:
+            save_file({"image": image.detach().to("cpu").contiguous()}, temporary)
+
+    def preview_folder(self, index: int) -> Path:
+        return self.path / "previews" / f"{index:06d}"
+
+    def _files(self, condition: str) -> Iterator[Path]:
+        folder = self.path / "records"
+        candidates = [folder / f"{condition}.jsonl", *sorted(folder.glob(f"{_escape(condition)}.rank*.jsonl"))]
+        return (file for file in candidates if file.is_file())
+
+    def _mend_torn_lines(self) -> None:
+        """Cut the last line off where a process died while writing it."""
+        for file in (self.path / "records").glob("*.jsonl"):
+            data = file.read_bytes()
+            if data and not data.endswith(b"\n"):
+                with disk_errors(file), file.open("r+b") as stream:
+                    stream.truncate(data.rfind(b"\n") + 1)
+
+    def _parse(self, line: bytes, where: str) -> Record:
+        try:
+            entry = json.loads(line)
+            arrays = []
+            for name in ("intersection", "union", "target"):
+                array = np.zeros(self.num_classes, dtype=np.int64)
+                array[entry["classes"]] = entry[name]
+                arrays.append(array)
+            return Record(
+                entry["index"], entry["id"], Counts(*arrays), entry["forward_passes"],
+                entry["backward_passes"], entry["invalid_points"], entry["seconds"],
+            )  # fmt: skip
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{where}, is damaged ({error}); delete the line and run again to make it anew.") from error
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The settings.yaml of a run; UserError where it is missing, damaged or of a newer format."""
+    file = path / "settings.yaml"
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no robseg evaluation (settings.yaml is missing).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}.") from None
+    if not isinstance(stored, dict) or "settings" not in stored:
+        raise UserError(f"{file} does not describe a robseg evaluation.")
+    if stored.get("format") != FORMAT:
+        raise UserError(f"{file} has format {stored.get('format')}; this robseg reads format {FORMAT}.")
+    return stored
+
+
+def as_8bit(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, rounded to the nearest level."""
+    levels = (255 * image.detach()).round().clamp(0, 255)
+    return levels.permute(1, 2, 0).to("cpu").numpy().astype(np.uint8)
+
+
+def save_png(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as a whole PNG file."""
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([*?\[\]])", r"[\1]", text)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,175 @@
+"""A trained model as a folder: model.safetensors with its weights and model.yaml with all else that it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors.torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from robseg.data.base import ClassList
+from robseg.errors import UserError, unknown_name
+from robseg.loading.checkpoint import load_weights, read_checkpoint
+from robseg.models import ARCHITECTURES
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
+
+_Colour = Annotated[int, Field(ge=0, le=255)]
+_Strict = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassEntry(BaseModel):
+    """One class: its name and the RGB colour (0..255) it is drawn in."""
+
+    model_config = _Strict
+    name: str
+    colour: tuple[_Colour, _Colour, _Colour]
+
+
+class Normalisation(BaseModel):
+    """Mean and standard deviation per channel (RGB, for values in [0, 1]) of the input the network wants."""
+
+    model_config = _Strict
+    mean: tuple[float, float, float]
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class Description(BaseModel):
+    """What model.yaml holds.
+
+    arguments: of the architecture's builder. training: how the weights came about, for people to read.
+    """
+
+    model_config = _Strict
+    format: Literal[1]
+    architecture: str
+    arguments: dict[str, Any]
+    classes: Annotated[list[ClassEntry], Field(min_length=1)]
+    normalisation: Normalisation | None
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model read back: the network in evaluation mode on the CPU, its classes, its normalisation or None."""
+
+    network: nn.Module
+    classes: ClassList
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    description: Description
+
+
+def save_model(
+    folder: Path,
+    network: nn.Module,
+    *,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    classes: ClassList,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    training: Mapping[str, Any],
+) -> None:
+    """Write model.safetensors and model.yaml into `folder`, which is made where it is absent.
+
+    architecture, arguments: a name of `robseg.models.ARCHITECTURES` and what its builder was called with.
+    training: plain values (numbers, texts, lists, dicts): the recipe, seed, name of the data and final loss.
+    Both files are complete before either takes its name, so a crash leaves the model that was there before.
+    Raises UserError for an architecture that `read_model_folder` could not build.
+    """
+    if architecture not in ARCHITECTURES:
+        raise unknown_name("architecture", architecture, ARCHITECTURES)
+    if (mean is None) != (std is None):
+        raise UserError("mean and std of a model's input belong together; give both or neither.")
+    entries = [{"name": n, "colour": list(c)} for n, c in zip(classes.names, classes.colours, strict=True)]
+    normalisation = None if mean is None or std is None else {"mean": list(mean), "std": list(std)}
+    content = {
+        "format": 1,
+        "architecture": architecture,
+        "arguments": dict(arguments),
+        "classes": entries,
+        "normalisation": normalisation,
+        "training": dict(training),
+    }
+    Description.model_validate(content)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    # safetensors refuses tensors that share memory or are not contiguous, as channels_last weights are.
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_together(
+        {
+            folder / WEIGHTS: lambda path: safetensors.torch.save_file(weights, path),
+            folder / DESCRIPTION: lambda path: path.write_text(text, encoding="utf-8"),
+        }
+    )
+
+
+def read_model_folder(folder: str | Path) -> ModelFolder:
+    """The model that `save_model` wrote into `folder`.
+
+    Raises UserError for a folder without model.yaml or weights, a damaged file, an unknown architecture, arguments it
+    does not take, and weights that do not fit it.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    description = _read_description(path)
+    if description.architecture not in ARCHITECTURES:
+        names = ", ".join(sorted(ARCHITECTURES))
+        raise UserError(
+            f"{path} names the architecture '{description.architecture}', which is unknown; known: {names}."
+        )
+    count = description.arguments.get("num_classes")
+    if count != len(description.classes):
+        raise UserError(
+            f"{path} lists {len(description.classes)} classes but its num_classes is {count}; make them agree."
+        )
+    try:
+        network = ARCHITECTURES[description.architecture](**description.arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {description.architecture} does not take these arguments: {error}.") from error
+    load_weights(network, read_checkpoint(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    network.eval()
+    classes = ClassList(
+        names=tuple(entry.name for entry in description.classes),
+        colours=tuple(entry.colour for entry in description.classes),
+    )
+    normalisation = description.normalisation
+    mean, std = (normalisation.mean, normalisation.std) if normalisation else (None, None)
+    return ModelFolder(network, classes, mean, std, description)
+
+
+def _read_description(path: Path) -> Description:
+    if not path.is_file():
+        what = f"has no {DESCRIPTION}" if path.parent.is_dir() else "does not exist"
+        raise UserError(f"The folder '{path.parent}' {what}; a model is the folder that a robseg training has written.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Description.model_validate(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path} does not describe a model: {key}: {first['msg']}.") from error
+
+
+def _replace_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write every file under a temporary name, and only when all are complete give them their names."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    try:
+        for path, write in writers.items():
+            write(temporary[path])
+        for path in writers:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
