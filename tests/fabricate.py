@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def fabricate_run(
     )
     count, number = len(names), len(ids)
     data_rng = np.random.default_rng(data_seed)
-    labels = labels if labels is not None else [_blocks(data_rng, size, count) for _ in ids]
+    labels = [_blocks(data_rng, size, count) for _ in ids] if labels is None else [np.array(label) for label in labels]
     pictures = pictures if pictures is not None else [_picture(data_rng, label) for label in labels]
     rng = np.random.default_rng(seed)
     folder = RunFolder(path, count)
@@ -141,13 +142,13 @@ def fabricate_run(
         settings=settings.model_dump(mode="json"),
         model=ModelEntry(
             name="tiny", parameters=7_703_497, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], precision="fp32",
-            sha256=f"{seed:064x}",
+            sha256=_sha256(f"model {seed}"),
         ),
         data=DataEntry(
             name="folder:data", images=number, images_without_counted_pixels=empty,
             void="Label 255 and class 11 are ignored.", void_share=1 - sum(pixels) / total,
             classes=[ClassEntry(name=n, colour=c, pixels=p) for n, c, p in zip(names, colours, pixels, strict=True)],
-            sha256=f"{data_seed + 1:064x}",
+            sha256=_sha256(f"data {data_seed}"),
         ),
         protocol=Protocol(name=protocol, deviations=deviations),
         class_weights=None, clean=ScoreTable.of(scores(clean)), radii=radii, images=images, warnings=list(warnings),
@@ -184,6 +185,10 @@ def _with_errors(rng: np.random.Generator, label: Pixels, classes: int, share: f
     wrong = np.kron(rng.random(coarse) < share, np.ones((2, 2), bool))[:height, :width]
     other = np.kron(rng.integers(0, classes, coarse), np.ones((2, 2), np.uint8))[:height, :width]
     return np.where(wrong | (label == 255), other, label).astype(np.uint8)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _number(value: float) -> float | None:

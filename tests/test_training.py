@@ -18,9 +18,9 @@ from robseg.data.base import IGNORE_INDEX, ClassList, Sample
 from robseg.data.samples import SampleList
 from robseg.data.shapes import Shapes
 from robseg.errors import UserError
+from robseg.loading.model_folder import read_model_folder, save_model
 from robseg.models.small_unet import small_unet
-from robseg.training import Recipe, fit, read_model_folder, save_model
-from robseg.training.fit import augment, learning_rate, perturb
+from robseg.training.fit import Recipe, augment, fit, learning_rate, perturb
 
 QUICK = Recipe(steps=3, batch_size=2, lr=1e-3)
 TWO = ClassList(("left", "right"), ((0, 0, 0), (255, 0, 0)))
@@ -262,7 +262,7 @@ def test_recipes_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 def save(folder: Path, **changes: object) -> nn.Module:
     network = fresh(num_classes=2).to(memory_format=torch.channels_last)
     settings: dict[str, object] = {
-        "architecture": "small-unet",
+        "architecture": "small_unet",
         "arguments": {"num_classes": 2, "width": 4},
         "classes": TWO,
         "training": {"data": "shapes", "final_loss": 0.25, "recipe": dataclasses.asdict(QUICK)},
@@ -331,7 +331,7 @@ def renamed_entry(folder: Path) -> None:
         (not_yaml, ["model.yaml", "line"]),
         (cut_weights, ["model.safetensors", "damaged"]),
         (renamed_entry, ["head.weight", "another"]),
-        (lambda f: edit(f, architecture="big-unet"), ["big-unet", "small-unet"]),
+        (lambda f: edit(f, architecture="big_unet"), ["big_unet", "small_unet"]),
         (
             lambda f: edit(f, arguments={"num_classes": 2, "width": 8}),
             ["model.safetensors", "[4] in the file, [8] in the model"],
@@ -356,8 +356,8 @@ def test_folders_that_are_no_model_are_explained(damage: object, words: list[str
 def test_folders_that_are_not_there_and_architectures_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_model_folder(tmp_path / "nothing")
-    with pytest.raises(UserError, match="small-unet"):
-        save(tmp_path / "x", architecture="small-unett")
+    with pytest.raises(UserError, match="small_unet"):
+        save(tmp_path / "x", architecture="small_unett")
     assert not (tmp_path / "x").exists()
 
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_problem
 from torch import Tensor, nn
 
 from robseg.errors import UserError
 from robseg.models.modes import attack_mode
 from robseg.models.probe import probe
 from robseg.models.wrapper import SegmentationModel, find_logits
+from tiny import tiny_problem
 
 LOGITS = torch.arange(2 * 4 * 3 * 5, dtype=torch.float32).view(2, 4, 3, 5)
 OTHER = torch.zeros(2, 4, 1, 1)
@@ -27,7 +27,7 @@ class Output:
     logits: Tensor
 
 
-Pair = namedtuple("Pair", ["aux", "out"])  # noqa: PYI024 (the plain form is what networks return)
+Pair = namedtuple("Pair", ["aux", "out"])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from filling import image, labels, tensor_for
 from torch import Tensor, nn
+
+from filling import image, labels, tensor_for
 
 
 class Tiny(nn.Module):

@@ -1,9 +1,9 @@
 """robseg: measure how robust a semantic segmentation model is to adversarial perturbations, and train robust ones.
 
-    import robseg
+import robseg
 
-    result = robseg.evaluate("package.module:factory", "camvid:CamVid?split=val", eps=[4, 8])
-    print(result.at(8).worst_case.miou)
+result = robseg.evaluate("package.module:factory", "camvid:CamVid?split=val", eps=[4, 8])
+print(result.at(8).worst_case.miou)
 """
 
 from __future__ import annotations

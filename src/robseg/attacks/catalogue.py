@@ -133,14 +133,14 @@ def protocol_of(attacks: Sequence[AttackConfig], norm: str) -> tuple[str, list[s
     names = tuple(config.name for config in attacks)
     for title, members in (("SEA (2306.12941v2)", ENSEMBLES["sea-v2"]), ("SEA (2306.12941v1)", ENSEMBLES["sea-v1"])):
         if names == members:
-            deviations = [f"norm is {norm}, not linf"] if norm != "linf" else []
+            changed: dict[str, list[str]] = {}
             for config in attacks:
                 published, ours = asdict(ATTACKS[config.name]), asdict(config)
-                deviations += [
-                    f"{config.name}: {key} is {ours[key]}, not {published[key]}"
-                    for key in ours
-                    if ours[key] != published[key]
-                ]
+                for key in (key for key in ours if ours[key] != published[key]):
+                    changed.setdefault(f"{key} is {ours[key]}, not {published[key]}", []).append(config.name)
+            deviations = [f"norm is {norm}, not linf"] if norm != "linf" else []
+            for text, of in changed.items():
+                deviations.append(text if len(of) == len(attacks) else f"{text} ({', '.join(of)})")
             return title, deviations
     return "custom", []
 

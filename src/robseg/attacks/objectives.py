@@ -8,7 +8,8 @@ Common to all of them:
 
 An objective that weights pixels by whether they are (still) right does so without gradient through that weight.
 Nearly all are functions of the cross-entropy CE = -log p_y alone, so they cost one log-softmax whatever C is and
-are finite at any logit gap.
+are finite at any logit gap. A caller that has CE (with its gradient), or whether the prediction is the label, both
+(B, H, W), hands them over as `cross_entropy` and `right` so that they are not computed again.
 """
 
 from __future__ import annotations
@@ -29,12 +30,29 @@ def ce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     return F.cross_entropy(_at_least_float32(logits), labels, reduction="none", ignore_index=ignore_index)
 
 
-def mce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def mce(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    cross_entropy: Tensor | None = None,
+    right: Tensor | None = None,
+) -> Tensor:
     """Masked cross-entropy: only pixels that are still right count (arXiv 2306.12941, section 3)."""
-    return _still_right(logits, labels) * ce(logits, labels, ignore_index=ignore_index)
+    if cross_entropy is None:
+        cross_entropy = ce(logits, labels, ignore_index=ignore_index)
+    return cross_entropy * (is_right(logits, labels, ignore_index=ignore_index) if right is None else right)
 
 
-def mce_bal(logits: Tensor, labels: Tensor, *, class_weights: Tensor, ignore_index: int = 255) -> Tensor:
+def mce_bal(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weights: Tensor,
+    ignore_index: int = 255,
+    cross_entropy: Tensor | None = None,
+    right: Tensor | None = None,
+) -> Tensor:
     """Class-balanced masked cross-entropy (arXiv 2306.12941v2): masked CE times the weight of the pixel's class.
 
     class_weights: (C,), or (B, C) with a row per image; published: inversely proportional to the classes' pixels in
@@ -44,23 +62,23 @@ def mce_bal(logits: Tensor, labels: Tensor, *, class_weights: Tensor, ignore_ind
     weights = class_weights.to(logits.device)
     per_image = weights.expand(labels.shape[0], -1)
     pixel_weights = per_image.gather(1, known.flatten(1)).view_as(labels)
-    return pixel_weights * mce(logits, labels, ignore_index=ignore_index)
+    return pixel_weights * mce(logits, labels, ignore_index=ignore_index, cross_entropy=cross_entropy, right=right)
 
 
-def js(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def js(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, cross_entropy: Tensor | None = None) -> Tensor:
     """Jensen-Shannon divergence between p = softmax(logits) and onehot(y) (arXiv 2306.12941, section 3).
 
     With m = (p + onehot) / 2 every class but y adds p_k log 2 to KL(p || m), so the sum over classes depends on
     q = p_y alone: js = ((1 - q) log 2 + q log q - (1 + q) log((1 + q) / 2)) / 2. Written with log q = -CE and
     d = 1 - q, value and gradient stay finite where p is one-hot, right or wrong, and the value cannot round below 0.
     """
-    log_q = -ce(logits, labels, ignore_index=ignore_index)
+    log_q = -(ce(logits, labels, ignore_index=ignore_index) if cross_entropy is None else cross_entropy)
     q, d = log_q.exp(), -torch.expm1(log_q)
     divergence = 0.5 * (d * math.log(2) + q * log_q - (1 + q) * torch.log1p(-d / 2))
     return divergence * (labels != ignore_index)
 
 
-def msl(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def msl(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, right: Tensor | None = None) -> Tensor:
     """Masked spherical loss, -logit_y / ||logits||_2 on pixels still right (arXiv 2306.12941v1)."""
     counted = labels != ignore_index
     logits = _at_least_float32(logits)
@@ -70,27 +88,49 @@ def msl(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     label_logit = scaled.gather(1, torch.where(counted, labels, 0).unsqueeze(1)).squeeze(1)
     square = scaled.square().sum(1)
     norm = torch.where(square > 0, square, 1).sqrt()
-    return -label_logit / norm * _still_right(logits, labels) * counted
+    return (
+        -label_logit
+        / norm
+        * (is_right(logits, labels, ignore_index=ignore_index) if right is None else right)
+        * counted
+    )
 
 
-def segpgd(logits: Tensor, labels: Tensor, *, progress: float = 0.0, ignore_index: int = 255) -> Tensor:
+def segpgd(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    progress: float = 0.0,
+    ignore_index: int = 255,
+    cross_entropy: Tensor | None = None,
+    right: Tensor | None = None,
+) -> Tensor:
     """SegPGD's balanced CE (arXiv 2207.12391, eq. 4-5): (1 - l) CE on right pixels, l CE on wrong ones.
 
     progress: t / T in [0, 1], the share of the attack that is done; l = progress / 2.
     """
-    right = _still_right(logits, labels)
+    if cross_entropy is None:
+        cross_entropy = ce(logits, labels, ignore_index=ignore_index)
+    if right is None:
+        right = is_right(logits, labels, ignore_index=ignore_index)
     weight = progress / 2
-    return ((1 - weight) * right + weight * (1 - right)) * ce(logits, labels, ignore_index=ignore_index)
+    return cross_entropy * torch.where(right, 1 - weight, weight)
 
 
-def cospgd(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def cospgd(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, cross_entropy: Tensor | None = None) -> Tensor:
     """CosPGD as published (arXiv 2302.02213, eq. 6): CE weighted by cos(sigmoid(logits), onehot(y))."""
-    return _cosine_weighted(logits, labels, torch.sigmoid, ignore_index)
+    if cross_entropy is None:
+        cross_entropy = ce(logits, labels, ignore_index=ignore_index)
+    return cross_entropy * _cosine(_at_least_float32(logits.detach()).sigmoid(), labels, ignore_index)
 
 
-def cospgd_softmax(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def cospgd_softmax(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, cross_entropy: Tensor | None = None
+) -> Tensor:
     """CosPGD with softmax instead of sigmoid under the cosine, the stronger of its two forms."""
-    return _cosine_weighted(logits, labels, lambda scores: scores.softmax(1), ignore_index)
+    if cross_entropy is None:
+        cross_entropy = ce(logits, labels, ignore_index=ignore_index)
+    return cross_entropy * _cosine(_at_least_float32(logits.detach()).softmax(1), labels, ignore_index)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -105,9 +145,12 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+OFFERED = frozenset({"ignore_index", "class_weights", "progress", "cross_entropy", "right"})
+
+
 def objective_arguments(objective: Objective) -> frozenset[str]:
-    """Which of the optional arguments (class_weights, progress, ignore_index) an objective declares."""
-    return frozenset(inspect.signature(objective).parameters) & {"class_weights", "progress", "ignore_index"}
+    """Which of the arguments beside logits and labels that attacks offer (`OFFERED`) an objective declares."""
+    return frozenset(inspect.signature(objective).parameters) & OFFERED
 
 
 def inverse_frequency_weights(class_pixels: Tensor) -> Tensor:
@@ -128,15 +171,21 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _still_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the prediction is the label, else 0, (B, H, W); an ignored label is no class, so it gives 0."""
-    return (logits.detach().argmax(1) == labels).to(_at_least_float32(logits).dtype)
+def is_right(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Where no class has a larger logit than the label, (B, H, W) bool; False where the label is ignored.
+
+    Unlike the argmax, a class of exactly the label's logit does not count as an error: comparing with the maximum
+    takes a twentieth of the time, and what is scored in the end is the argmax.
+    """
+    counted = labels != ignore_index
+    logits = logits.detach()
+    label_logit = logits.gather(1, torch.where(counted, labels, 0).unsqueeze(1)).squeeze(1)
+    return (label_logit >= logits.amax(1)) & counted
 
 
-def _cosine_weighted(logits: Tensor, labels: Tensor, squash: Callable[[Tensor], Tensor], ignore_index: int) -> Tensor:
-    with torch.no_grad():
-        scores = squash(_at_least_float32(logits))
-        label_score = scores.gather(1, torch.where(labels == ignore_index, 0, labels).unsqueeze(1)).squeeze(1)
-        # sigmoid can underflow to 0 in every class; a zero vector is at right angles to everything.
-        cosine = label_score / scores.norm(dim=1).clamp_min(torch.finfo(scores.dtype).tiny)
-    return cosine * ce(logits, labels, ignore_index=ignore_index)
+def _cosine(scores: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cosine between the scores of a pixel's classes and onehot(y), (B, H, W)."""
+    label_score = scores.gather(1, torch.where(labels == ignore_index, 0, labels).unsqueeze(1)).squeeze(1)
+    # sigmoid can underflow to 0 in every class; a zero vector is at right angles to everything.
+    cosine: Tensor = label_score / scores.norm(dim=1).clamp_min(torch.finfo(scores.dtype).tiny)
+    return cosine

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from robseg.attacks.objectives import OBJECTIVES, Objective, objective_arguments
+from robseg.attacks.objectives import OBJECTIVES, Objective, ce, is_right, objective_arguments
 from robseg.attacks.threat import THREATS, Threat
 from robseg.errors import unknown_name
 from robseg.models.modes import attack_mode
@@ -85,30 +85,33 @@ class Problem:
             points = points.detach().requires_grad_(gradient)
             logits = self.model(points)
             check_logits(logits, points)
-            per_pixel = self._value(self.objective, logits, progress)
+            known: dict[str, Any] = {"ignore_index": self.ignore_index, "class_weights": self.class_weights}
+            known |= {"progress": progress, "right": is_right(logits, self.labels, ignore_index=self.ignore_index)}
+            if "cross_entropy" in objective_arguments(self.objective) or ce in (self.objective, self.tracked):
+                known["cross_entropy"] = ce(logits, self.labels, ignore_index=self.ignore_index)
+            per_pixel = _value(self.objective, logits, self.labels, known)
         slope = torch.zeros_like(points)
         if gradient and per_pixel.requires_grad:
             # A model that cuts the graph, or part of it, has gradient zero there: the checks before a run warn of it.
             (found,) = torch.autograd.grad(per_pixel.sum(), points, allow_unused=True)
             slope = slope if found is None else found.nan_to_num(0, 0, 0)
         with torch.no_grad():
-            logits, per_pixel = logits.detach(), per_pixel.detach()
             if self.tracked is not self.objective:
-                per_pixel = self._value(self.tracked, logits, progress)
-            tracked = per_pixel.flatten(1).mean(1)
+                per_pixel = _value(self.tracked, logits, self.labels, known)
+            tracked = per_pixel.detach().flatten(1).mean(1)
             valid = tracked.isfinite()
-            correct = (logits.argmax(1) == self.labels).flatten(1).sum(1)
             # A NaN answer is the model breaking down, not an attack succeeding.
-            correct = torch.where(valid, correct, self.counted())
+            correct = torch.where(valid, known["right"].flatten(1).sum(1), self.counted())
             return Look(torch.where(valid, tracked, -math.inf), correct, slope, valid)
 
-    def _value(self, objective: Objective, logits: Tensor, progress: float) -> Tensor:
-        offered = {
-            "class_weights": self.class_weights,
-            "progress": progress,
-            "ignore_index": self.ignore_index,
-        }
-        return objective(logits, self.labels, **{k: offered[k] for k in objective_arguments(objective)})
+
+def _value(objective: Objective, logits: Tensor, labels: Tensor, known: Mapping[str, Any]) -> Tensor:
+    """An objective with those of the known arguments that it declares; CE itself is known already."""
+    if objective is ce:
+        found: Tensor = known["cross_entropy"]
+        return found
+    wanted = objective_arguments(objective) & known.keys()
+    return objective(logits, labels, **{name: known[name] for name in wanted})
 
 
 def make_problem(

@@ -77,7 +77,8 @@ class L2:
 
     def size(self, perturbation: Tensor) -> Tensor:
         """The Euclidean norm per image, (B,)."""
-        return perturbation.flatten(1).norm(dim=1)
+        norm: Tensor = perturbation.flatten(1).norm(dim=1)
+        return norm
 
     def round_to_8bit(self, images: Tensor, adversarial: Tensor, eps: float) -> Tensor:
         """An image whose values are k/255, each rounded towards the clean one so that the norm cannot grow."""

@@ -8,6 +8,7 @@ import traceback
 import typer
 from rich.console import Console
 
+from robseg.cli.data import data
 from robseg.cli.demo import demo
 from robseg.cli.evaluate import evaluate
 from robseg.cli.report import report
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(evaluate)
 app.command()(report)
 app.command()(demo)
+app.add_typer(data, name="data")
 
 
 @app.callback(invoke_without_command=True)

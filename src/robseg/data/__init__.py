@@ -6,13 +6,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robseg.data.ade20k import open_ade20k
 from robseg.data.base import IGNORE_INDEX, ClassList, Dataset, Sample
 from robseg.data.camvid import open_camvid
+from robseg.data.cityscapes import open_cityscapes
 from robseg.data.classes import named_classes, numbered_classes
 from robseg.data.folder import open_folder
+from robseg.data.layouts import format_spec, recognise
+from robseg.data.listed import open_list
+from robseg.data.pairs import PairSet, refuse_faults
 from robseg.data.palette import distinct_colours
+from robseg.data.protocols import OPTIONS as PROTOCOL_OPTIONS
+from robseg.data.protocols import ProtocolSet, read_protocol
 from robseg.data.samples import SampleList, check_dataset, check_sample, sample_size, take
+from robseg.data.sbd import open_sbd
 from robseg.data.shapes import Shapes, open_shapes
+from robseg.data.voc import open_voc
 from robseg.errors import UserError, unknown_name
 from robseg.spec import parse_spec
 
@@ -32,9 +41,14 @@ __all__ = [
 ]
 
 DATASETS: dict[str, Callable[[str | None, dict[str, str]], Dataset]] = {
+    "ade20k": open_ade20k,
     "camvid": open_camvid,
+    "cityscapes": open_cityscapes,
     "folder": open_folder,
+    "list": open_list,
+    "sbd": open_sbd,
     "shapes": open_shapes,
+    "voc": open_voc,
 }
 """{name: function of the root and the options}. A new data set is a function here."""
 
@@ -42,19 +56,25 @@ DATASETS: dict[str, Callable[[str | None, dict[str, str]], Dataset]] = {
 def open_data(text: str) -> Dataset:
     """Open the data set that NAME[:ROOT][?key=value&...] names, such as 'camvid:CamVid?split=val'.
 
-    The names are those of `DATASETS`. Nothing is decoded.
-    Raises UserError for an unknown name or option and for a root that is missing or does not hold such a set.
+    The names are those of `DATASETS`; the options are the set's own and those of `robseg.data.protocols`. Nothing is
+    decoded. Raises UserError for an unknown name or option, for a root that is missing or does not hold such a set,
+    and for files of it that cannot be paired.
     """
     spec = parse_spec(text)
     if spec.name not in DATASETS:
-        if Path(spec.name).is_dir() and spec.root is None:
-            raise UserError(
-                f"'{spec.name}' is a folder and not a data set; write NAME:{spec.name}, as in folder:{text}."
-            )
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            found = recognise(folder)
+            example = format_spec(found[-1]) if found else f"folder:{text}"
+            raise UserError(f"'{text}' is a folder and not a data set; write NAME:FOLDER, as in {example}.")
         raise unknown_name("data set", spec.name, DATASETS)
-    dataset = DATASETS[spec.name](spec.root, spec.options)
+    protocol = read_protocol(spec.name, spec.options)
+    own = {key: value for key, value in spec.options.items() if key not in PROTOCOL_OPTIONS}
+    dataset = DATASETS[spec.name](spec.root, own)
+    if isinstance(dataset, PairSet):
+        refuse_faults(dataset)
     check_dataset(dataset)
-    return dataset
+    return dataset if protocol is None else ProtocolSet(dataset, protocol)
 
 
 def as_dataset(

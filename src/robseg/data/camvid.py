@@ -11,11 +11,13 @@ void. Options
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from robseg.data.base import ClassList
-from robseg.data.options import check_options, existing_root, listed
-from robseg.data.pairs import Pair, PairSet, label_table, match_files
-from robseg.errors import UserError, unknown_name
+from robseg.data.matching import match_files
+from robseg.data.options import check_options, choice, existing_root, listed
+from robseg.data.pairs import Pair, PairSet, label_table
+from robseg.errors import UserError
 
 SPLITS = ("train", "val", "test")
 VOID = 11
@@ -35,14 +37,12 @@ def open_camvid(root: str | None, options: Mapping[str, str]) -> PairSet:
     """Open one split of CamVid; the module says what the options are. Raises UserError for what is wrong."""
     check_options("camvid", options, ("split", "sequence", "without"))
     path = existing_root("camvid", root)
-    split = options.get("split", "val")
-    if split not in SPLITS:
-        raise unknown_name("split of camvid", split, SPLITS)
-    there = [name for name in SPLITS if (path / name).is_dir() and (path / f"{name}annot").is_dir()]
+    split = choice("camvid", "split", options, SPLITS, "val")
+    there = splits_of(path)
     if split not in there:
         found = f"only {' and '.join(there)}" if there else "no split at all"
         raise UserError(f"'{path}' lacks the folders {split} and {split}annot of CamVid; it has {found}.")
-    pairs = match_files(path / split, path / f"{split}annot")
+    pairs, faults = match_files(path / split, path / f"{split}annot")
     name = f"camvid {split}"
     for option in ("sequence", "without"):
         if option in options:
@@ -54,7 +54,13 @@ def open_camvid(root: str | None, options: Mapping[str, str]) -> PairSet:
         void=f"Pixels of the void class (value {VOID} in the label files) are ignored.",
         pairs=pairs,
         table=label_table(len(CLASSES), (VOID,)),
+        faults=faults,
     )
+
+
+def splits_of(root: Path) -> tuple[str, ...]:
+    """The splits that the folder has; none where it does not hold CamVid in this layout."""
+    return tuple(name for name in SPLITS if (root / name).is_dir() and (root / f"{name}annot").is_dir())
 
 
 def _filtered(pairs: tuple[Pair, ...], option: str, starts: tuple[str, ...]) -> tuple[Pair, ...]:

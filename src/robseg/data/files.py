@@ -13,17 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from robseg.data.mat import read_mat_label
 from robseg.errors import UserError
 
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
-def read_image(path: Path) -> Tensor:
-    """The image as (3, H, W) float32 RGB in [0, 1]: 8-bit values / 255, 16-bit grey / 65535.
+def read_pixels(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The values of an image file: (H, W, 3) uint8 RGB, or (H, W) uint16 of a grey one of 16 bits.
 
     Grey is repeated in the three channels, palettes and CMYK are converted, alpha is dropped (not blended).
     Raises UserError for a file that is absent, broken or of a mode without a known range (float, 32-bit).
@@ -37,21 +39,33 @@ def read_image(path: Path) -> Tensor:
                     f"The image '{path}' holds 32-bit values ({grey.min()} to {grey.max()}), whose white is not known; "
                     "save it with 8 or 16 bits a channel."
                 )
-            pixels = torch.from_numpy(grey).float().div(65535)
-            return pixels.expand(3, -1, -1).contiguous()
+            return grey.astype(np.uint16)
         if file.mode == "F":
             raise UserError(f"The image '{path}' holds floating-point values; save it with 8 bits a channel.")
         # Straight from a palette with transparent entries to RGB Pillow would warn; the colours are the same.
         rgb = file.convert("RGBA").convert("RGB") if "transparency" in file.info else file.convert("RGB")
-        array = np.array(rgb)
-    return torch.from_numpy(array).permute(2, 0, 1).float().div(255).contiguous()
+        return np.array(rgb)
+
+
+def read_image(path: Path) -> Tensor:
+    """The image as (3, H, W) float32 RGB in [0, 1]: 8-bit values / 255, 16-bit grey / 65535.
+
+    Raises UserError as `read_pixels` does.
+    """
+    pixels = read_pixels(path)
+    if pixels.ndim == 2:
+        return torch.from_numpy(pixels.astype(np.int64)).float().div(65535).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255).contiguous()
 
 
 def read_label(path: Path) -> Tensor:
     """The values of an index PNG as they stand in the file, (H, W) int64; of a palette PNG the indices.
 
+    A file of suffix .mat is read as `robseg.data.mat` says.
     Raises UserError for a file that is absent or broken, and for one that holds colours instead of indices.
     """
+    if path.suffix.lower() == ".mat":
+        return read_mat_label(path)
     with _opened(path, "label") as file:
         if file.mode not in _LABEL_MODES:
             raise UserError(

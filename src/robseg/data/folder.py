@@ -18,9 +18,10 @@ from pathlib import Path
 
 from robseg.data.base import IGNORE_INDEX, ClassList
 from robseg.data.classes import numbered_classes, read_classes
-from robseg.data.options import check_options, existing_root, listed
-from robseg.data.pairs import PairSet, label_table, match_files
-from robseg.errors import UserError, unknown_name
+from robseg.data.matching import match_files
+from robseg.data.options import check_options, choice, existing_root, listed
+from robseg.data.pairs import LabelTable, PairSet, label_table
+from robseg.errors import UserError
 
 IMAGE_FOLDERS = ("images", "image", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annot", "SegmentationClass")
@@ -35,30 +36,31 @@ def open_folder(root: str | None, options: Mapping[str, str]) -> PairSet:
     labels = _subfolder(path, "labels", options, LABEL_FOLDERS)
     if images == labels:
         raise UserError(f"The images and labels of '{path}' are in one folder, '{images}'; they must be in two.")
-    classes = _classes(path, options.get("classes"))
+    classes = class_list("folder", path, options.get("classes"))
+    table, void = encoding("folder", len(classes), options)
+    pairs, faults = match_files(images, labels)
+    return PairSet(f"folder {path.resolve().name}", classes, void, pairs, table, faults)
 
-    zero = options.get("zero", "class")
-    if zero not in ("class", "ignore"):
-        raise unknown_name("value of the option zero of folder", zero, ("class", "ignore"))
-    first = int(zero == "ignore")
+
+def is_folder_set(root: Path) -> bool:
+    """Whether the folder has one folder of images and one of labels with usual names."""
+    return all(len(_usual(root, names)) == 1 for names in (IMAGE_FOLDERS, LABEL_FOLDERS))
+
+
+def encoding(name: str, num_classes: int, options: Mapping[str, str]) -> tuple[LabelTable, str]:
+    """The label table that the options `ignore` and `zero` ask for, and the sentence on what is ignored."""
+    first = int(choice(name, "zero", options, ("class", "ignore"), "class") == "ignore")
     # 255 is a class where 255 classes are stored as 1..255, so it is ignored by default in all other cases only.
-    default = str(IGNORE_INDEX) if first + len(classes) <= IGNORE_INDEX else ""
-    void = {*range(first), *_values(options.get("ignore", default))}
-    return PairSet(
-        name=f"folder {path.resolve().name}",
-        classes=classes,
-        void=_sentence(void, first),
-        pairs=match_files(images, labels),
-        table=label_table(len(classes), void, first),
-    )
+    default = str(IGNORE_INDEX) if first + num_classes <= IGNORE_INDEX else ""
+    void = {*range(first), *_values(name, options.get("ignore", default))}
+    return label_table(num_classes, void, first), _sentence(void, first)
 
 
 def _subfolder(root: Path, option: str, options: Mapping[str, str], usual: tuple[str, ...]) -> Path:
     """The folder that the option names, or else the only one below ROOT with a usual name, in any case of letters."""
     if option in options:
         return root / options[option]
-    wanted = {name.casefold() for name in usual}
-    found = [path for path in sorted(root.iterdir()) if path.name.casefold() in wanted and path.is_dir()]
+    found = _usual(root, usual)
     if not found:
         raise UserError(
             f"There is no folder of {option} in '{root}' ({', '.join(usual)}); name it with {option}=FOLDER."
@@ -69,7 +71,13 @@ def _subfolder(root: Path, option: str, options: Mapping[str, str], usual: tuple
     return found[0]
 
 
-def _classes(root: Path, text: str | None) -> ClassList:
+def _usual(root: Path, usual: tuple[str, ...]) -> list[Path]:
+    wanted = {name.casefold() for name in usual}
+    return [path for path in sorted(root.iterdir()) if path.name.casefold() in wanted and path.is_dir()]
+
+
+def class_list(name: str, root: Path, text: str | None) -> ClassList:
+    """The classes that the option `classes` of the set `name` asks for, or those of ROOT/classes.txt without it."""
     if text is None:
         if (root / "classes.txt").is_file():
             return read_classes(root / "classes.txt")
@@ -78,7 +86,7 @@ def _classes(root: Path, text: str | None) -> ClassList:
             "classes=FILE or classes=NUMBER."
         )
     if re.fullmatch(r"-?\d+", text):
-        return numbered_classes(int(text), f"The option classes={text} of folder")
+        return numbered_classes(int(text), f"The option classes={text} of {name}")
     for path in (root / text, Path(text).expanduser()):
         if path.is_file():
             return read_classes(path)
@@ -87,12 +95,12 @@ def _classes(root: Path, text: str | None) -> ClassList:
     )
 
 
-def _values(text: str) -> tuple[int, ...]:
+def _values(name: str, text: str) -> tuple[int, ...]:
     """The values of 'ignore=0,255'."""
     parts = listed(text)
     if not all(part.isdecimal() and int(part) <= 65535 for part in parts):
         raise UserError(
-            f"The option ignore of folder is '{text}'; it must be values of 0 to 65535, with commas between."
+            f"The option ignore of {name} is '{text}'; it must be values of 0 to 65535, with commas between."
         )
     return tuple(map(int, parts))
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from robseg.errors import UserError
+from robseg.errors import UserError, unknown_name
 
 
 def check_options(name: str, options: Mapping[str, str], allowed: Collection[str]) -> None:
@@ -16,6 +16,21 @@ def check_options(name: str, options: Mapping[str, str], allowed: Collection[str
             near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UserError(f"Unknown option '{key}' of {name}; {hint}allowed: {', '.join(allowed)}.")
+
+
+def choice(name: str, option: str, options: Mapping[str, str], allowed: Collection[str], default: str) -> str:
+    """The value of an option that is one of `allowed`; UserError names the others."""
+    value = options.get(option, default)
+    if value not in allowed:
+        raise unknown_name(f"{option} of {name}", value, allowed)
+    return value
+
+
+def whole_number(name: str, option: str, text: str, least: int = 1) -> int:
+    """The value of an option that is a whole number of at least `least`; UserError otherwise."""
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"The option {option} of {name} is '{text}'; it must be a whole number of {least} or more.")
+    return int(text)
 
 
 def existing_root(name: str, root: str | None) -> Path:
@@ -28,6 +43,27 @@ def existing_root(name: str, root: str | None) -> Path:
         fault = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"The folder '{path}' of the data set {name} {fault} (looked for from '{Path.cwd()}').")
     return path
+
+
+def first_with(root: Path, places: Collection[str], markers: Collection[str]) -> Path | None:
+    """The first of the folders `places` below `root` ('' is itself) that holds all of `markers`; None without one."""
+    for place in places:
+        if all((root / place / marker).exists() for marker in markers):
+            return root / place
+    return None
+
+
+def set_root(name: str, root: str | None, places: Collection[str], markers: Collection[str]) -> Path:
+    """The folder of a published set: the one given or a usual one below it that holds `markers`; UserError else."""
+    path = existing_root(name, root)
+    found = first_with(path, places, markers)
+    if found is None:
+        below = ", ".join(place for place in places if place)
+        raise UserError(
+            f"'{path}' does not hold the data set {name}: it needs {' and '.join(markers)}, there or in {below} below "
+            "it."
+        )
+    return found
 
 
 def listed(text: str) -> tuple[str, ...]:

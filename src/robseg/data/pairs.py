@@ -1,8 +1,7 @@
-"""Data sets made of image files and label files: how they are matched, and how file values become labels."""
+"""Data sets made of image files and label files, and how the values in label files become labels."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,6 @@ from torch import Tensor
 from robseg.data.base import IGNORE_INDEX, ClassList, Sample
 from robseg.data.files import read_image, read_label, read_size
 from robseg.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png",)
 
 LabelTable = dict[int, int]
 """What a value in a label file means: {file value: label}, ignored values to IGNORE_INDEX; others are errors."""
@@ -30,15 +26,27 @@ class Pair(NamedTuple):
     id: str
 
 
+class Fault(NamedTuple):
+    """Something wrong with one file. kind: such as "image without label". text: where and what to do, no full stop."""
+
+    kind: str
+    path: Path
+    text: str
+
+
 @dataclass
 class PairSet:
-    """A data set of image and label files, decoded when asked for. `table` says what the values in labels mean."""
+    """A data set of image and label files, decoded when asked for.
+
+    table: what the values in labels mean. faults: what was wrong in pairing the files; `pairs` is what is whole.
+    """
 
     name: str
     classes: ClassList
     void: str
     pairs: tuple[Pair, ...] = field(repr=False)
     table: LabelTable = field(repr=False)
+    faults: tuple[Fault, ...] = field(default=(), repr=False)
     ids: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,16 +62,38 @@ class PairSet:
         """
         pair = self.pairs[index]
         image, label = read_image(pair.image), read_label(pair.label)
-        if image.shape[1:] != label.shape:
-            raise UserError(
-                f"The image '{pair.image}' is {_size(image)} (width x height) but its label '{pair.label}' is "
-                f"{_size(label)}; both must be of one size."
-            )
+        check_sizes(pair, (image.shape[1], image.shape[2]), label)
         return Sample(image, translate(label, self.table, pair.label), pair.id)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(H, W) of an image, read from its header."""
         return read_size(self.pairs[index].image)
+
+    def label(self, index: int) -> Tensor:
+        """The label alone, (H, W) int64, without decoding the image. Raises as indexing does."""
+        path = self.pairs[index].label
+        return translate(read_label(path), self.table, path)
+
+
+def refuse_faults(dataset: PairSet) -> None:
+    """Raise UserError, with a few of the files, where some of the data set could not be paired."""
+    if not dataset.faults:
+        return
+    first = dataset.faults[0]
+    same = [str(fault.path) for fault in dataset.faults if fault.kind == first.kind]
+    raise UserError(
+        f"The data set '{dataset.name}' has {len(same)} × {first.kind}: {shortened(same)}; {first.text} "
+        "(robseg data check lists all)."
+    )
+
+
+def check_sizes(pair: Pair, size: tuple[int, int], label: Tensor) -> None:
+    """Raise UserError where the label (H, W) is not of the (H, W) of the image."""
+    if size != tuple(label.shape):
+        raise UserError(
+            f"The image '{pair.image}' is {size[1]} x {size[0]} (width x height) but its label '{pair.label}' is "
+            f"{label.shape[1]} x {label.shape[0]}; both must be of one size."
+        )
 
 
 def label_table(num_classes: int, void: Iterable[int], first: int = 0) -> LabelTable:
@@ -83,8 +113,8 @@ def translate(values: Tensor, table: LabelTable, path: Path) -> Tensor:
         row, column = wrong.nonzero()[0].tolist()
         found = sorted(set(values[wrong].tolist()))
         others = f", and also {_some(found, values[row, column])}" if len(found) > 1 else ""
-        ignored = _ranges(value for value, label in table.items() if label == IGNORE_INDEX)
-        valid = _ranges(value for value, label in table.items() if label != IGNORE_INDEX)
+        ignored = ranges(value for value, label in table.items() if label == IGNORE_INDEX)
+        valid = ranges(value for value, label in table.items() if label != IGNORE_INDEX)
         raise UserError(
             f"The label '{path}' holds {int(values[row, column])} at row {row}, column {column}{others} "
             f"({int(wrong.sum())} of {values.numel()} pixels), but its classes are {valid}, and "
@@ -93,72 +123,12 @@ def translate(values: Tensor, table: LabelTable, path: Path) -> Tensor:
     return labels
 
 
-def match_files(images: Path, labels: Path) -> tuple[Pair, ...]:
-    """Images and labels of the same path without suffix below their folders, subfolders included, sorted by id.
-
-    The id is that path, with forward slashes. Hidden files and other formats are passed over.
-    Raises UserError for a folder that is missing or empty, an image without label or the reverse, and two files of
-    one stem.
-    """
-    image_files = _by_stem(images, IMAGE_SUFFIXES, "image", apart_from=labels)
-    label_files = _by_stem(labels, LABEL_SUFFIXES, "label", apart_from=images)
-    if not image_files.keys() & label_files.keys():
-        raise UserError(
-            f"No image in '{images}' has a label of its name in '{labels}': there is '{min(image_files)}' here and "
-            f"'{min(label_files)}' there, and names must be equal up to the suffix."
-        )
-    for kind, here, other, there, folder in (
-        ("image", image_files, "label", label_files, labels),
-        ("label", label_files, "image", image_files, images),
-    ):
-        lonely = sorted(here.keys() - there.keys())
-        if lonely:
-            raise UserError(
-                f"{len(lonely)} of {len(here)} {kind}s have no {other} of the same name in '{folder}': "
-                f"{_shortened([str(here[stem]) for stem in lonely])}; add the {other} or take the {kind} away."
-            )
-    return tuple(Pair(image_files[stem], label_files[stem], stem) for stem in sorted(image_files))
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...], kind: str, apart_from: Path) -> dict[str, Path]:
-    """{path below the folder without suffix: file}, without what lies in the folder `apart_from` within it."""
-    if not folder.is_dir():
-        raise UserError(
-            f"The folder of {kind}s '{folder}' {'is not a folder' if folder.exists() else 'does not exist'}."
-        )
-    found: dict[str, Path] = {}
-    for top, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [sub for sub in subfolders if not sub.startswith(".") and Path(top, sub) != apart_from]
-        for name in sorted(names):
-            path = Path(top, name)
-            if path.suffix.lower() not in suffixes or name.startswith("."):
-                continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise UserError(
-                    f"The {kind}s '{found[stem]}' and '{path}' have the same name up to the suffix, which must be "
-                    "unique, as it is the id of the sample."
-                )
-            found[stem] = path
-    if not found:
-        raise UserError(f"There is no {kind} in '{folder}'; expected files of {', '.join(suffixes)}.")
-    return found
-
-
-def _size(tensor: Tensor) -> str:
-    return f"{tensor.shape[-1]} x {tensor.shape[-2]}"
-
-
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """'a', 'b', 'c', ..."""
     return ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _some(found: list[int], shown: Tensor) -> str:
-    others = [str(value) for value in found if value != shown]
-    return ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-
-
-def _ranges(values: Iterable[int]) -> str:
+def ranges(values: Iterable[int]) -> str:
     """{0, 1, 2, 5} as '0 to 2, 5'."""
     spans: list[list[int]] = []
     for value in sorted(values):
@@ -167,3 +137,8 @@ def _ranges(values: Iterable[int]) -> str:
         else:
             spans.append([value, value])
     return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in spans)
+
+
+def _some(found: list[int], shown: Tensor) -> str:
+    others = [str(value) for value in found if value != shown]
+    return ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")

@@ -1,7 +1,7 @@
 """The embedded data set: scenes of coloured, textured shapes, drawn from numbers alone.
 
 Every class can be told in two ways. The robust cues (outline, coarse colour, coarse texture) overlap between
-classes and take some effort to learn; the fragile cue, a pattern of one or two pixels' pitch and 3 to 4 of 255 grey
+classes and take some effort to learn; the fragile cue, a pattern of one or two pixels' pitch and 3 to 4.5 of 255 grey
 levels, gives the class away to a model trained on clean images and can be wiped out or forged by a perturbation of
 4/255. A model trained plainly is therefore accurate and falls to a small attack, one trained adversarially holds.
 """
@@ -36,9 +36,10 @@ SPLITS = ("train", "val")
 
 _BORDER = 0.7
 _SMALLEST_RADIUS = 3.0
-_FRAGILE = (3.0 / 255, 4.0 / 255)
-_HUES = (0.0, 0.02, 0.58, 0.14, 0.38, 0.78)
-_HUE_SPREAD = 0.095
+_FRAGILE = (3.0 / 255, 4.5 / 255)
+# Mean hue of each class (a turn is 1); the spread makes neighbours overlap, so that colour alone decides little.
+_HUES = {1: 0.02, 2: 0.58, 3: 0.14, 4: 0.38, 5: 0.78}
+_HUE_SPREAD = 0.1
 
 
 @dataclass
@@ -123,7 +124,7 @@ def _paint(rng: np.random.Generator, image: Array, label: NDArray[np.int64], fra
     kind = int(rng.integers(1, len(CLASSES)))
     centre_x, centre_y = rng.uniform(0.08 * size, 0.92 * size, 2)
     angle = rng.uniform(0.0, 2 * math.pi)
-    aspect, phase = rng.uniform(0.7, 1.0), rng.uniform(0.0, 1.0)
+    aspect, phase = rng.uniform(0.5, 1.0), rng.uniform(0.0, 1.0)
     colour = _colour(rng, kind)
     strength = _signed(rng)
 
@@ -150,7 +151,7 @@ def _paint(rng: np.random.Generator, image: Array, label: NDArray[np.int64], fra
 
 def _background(rng: np.random.Generator, size: int) -> Array:
     """A muted colour with two octaves of smooth noise, (size, size, 3)."""
-    hue, saturation, value = rng.uniform(0.0, 1.0), rng.uniform(0.05, 0.35), rng.uniform(0.35, 0.75)
+    hue, saturation, value = rng.uniform(0.0, 1.0), rng.uniform(0.05, 0.42), rng.uniform(0.35, 0.75)
     image = np.broadcast_to(_rgb(hue, saturation, value), (size, size, 3)).copy()
     for cells, colourful, amplitude in ((4, 0.5, 0.09), (13, 0.3, 0.05)):
         across = _interpolation(cells, size)
@@ -177,7 +178,7 @@ def _pattern(kind: int, size: int) -> Array:
     """The fragile pattern of a class, (size, size) of -1 and 1; all are their own mirror images up to sign."""
     y, x = np.mgrid[:size, :size]
     cells = (x // 2 + y // 2, x + y, x, y, x // 2, y // 2)[kind]
-    return 1.0 - 2 * (cells % 2)
+    return np.asarray(1.0 - 2 * (cells % 2))
 
 
 def _signed(rng: np.random.Generator) -> float:
@@ -194,7 +195,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Array:
     """HSV to RGB, each in [0, 1]; the hue wraps around."""
     offsets = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
     ramp = np.clip(np.minimum(offsets, 4 - offsets), 0, 1)
-    return value * (1 - saturation * ramp)
+    return np.asarray(value * (1 - saturation * ramp))
 
 
 def _box(u: Array, v: Array, half_width: float, half_height: float) -> Array:
@@ -206,11 +207,12 @@ def _triangle(u: Array, v: Array, radius: float) -> Array:
     return np.maximum(slanted, v) - 0.55 * radius
 
 
-# Signed distance (pixels, negative inside) of each class's outline, in the shape's own axes; index 0 is unused.
+# Signed distance (pixels, negative inside) of each class's outline, in the shape's own axes, for its radius
+# and aspect.
 _Outline = Callable[[Array, Array, float, float], Array]
 _OUTLINES: dict[int, _Outline] = {
     1: lambda u, v, r, a: np.hypot(u, v) - r,
-    2: lambda u, v, r, a: _box(u, v, r, a * a * r),
+    2: lambda u, v, r, a: _box(u, v, r, a * r),
     3: lambda u, v, r, a: _triangle(u, v, 1.25 * r),
     4: lambda u, v, r, a: np.abs(np.hypot(u, v) - 0.78 * r) - 0.3 * r,
     5: lambda u, v, r, a: np.minimum(_box(u, v, 1.1 * r, 0.36 * r), _box(u, v, 0.36 * r, 1.1 * r)),

@@ -20,7 +20,7 @@ from robseg.data import Dataset, as_dataset, take
 from robseg.errors import UserError
 from robseg.evaluation.judge import Batch, Condition, conditions, judge, keep_worst
 from robseg.evaluation.processes import Processes, join_processes
-from robseg.evaluation.progress import Display, display
+from robseg.evaluation.progress import Listener, Stages, stages
 from robseg.evaluation.scoring import make_result
 from robseg.evaluation.survey import Survey, batches, class_pixels, model_fingerprint, survey
 from robseg.loading.model_source import open_model
@@ -55,7 +55,7 @@ def evaluate(
     precision: Precision | None = None,
     device: str = "auto",
     batch_size: int = 8,
-    progress: bool = True,
+    progress: bool | Listener = True,
 ) -> Result:
     """Attack a model on a data set, and score it clean, under each attack and in the worst case.
 
@@ -71,12 +71,13 @@ def evaluate(
     mean, std: normalisation of the model's input. precision: fp32 (None: the model's own), tf32, bf16, fp16, fp64.
     device: "auto", or a torch device; a model given as an object is moved there.
     batch_size: images attacked together; what is found for an image does not depend on it.
+    progress: whether to show a bar on stderr, or a function told (stage, units done, units in all, note).
 
     Returns the content of result.json. Several processes (accelerate launch, torchrun) share the images. Raises
     UserError, one sentence, for what the caller can mend.
     """
     processes = join_processes(device)
-    with display(progress and processes.rank == 0) as shown:
+    with stages(progress if processes.rank == 0 else False) as shown:
         job = _prepare(
             model, data, train_data, processes, shown, out, precision,
             {
@@ -117,7 +118,7 @@ def _prepare(
     data: str | Dataset | Sequence[Any],
     train_data: str | Dataset | Sequence[Any] | None,
     processes: Processes,
-    shown: Display,
+    shown: Stages,
     out: str | Path | None,
     precision: Precision | None,
     values: dict[str, Any],
@@ -126,13 +127,13 @@ def _prepare(
     settings = make_settings(
         model=model if isinstance(model, str) else _title(model), data=data if isinstance(data, str) else "given",
         train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
-        precision=precision or own, device=str(processes.device), **values,
+        precision=precision or own, device=processes.device.type, **values,
     )  # fmt: skip
     dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
     if settings.limit is not None:
         dataset = take(dataset, settings.limit)
     wrapped = _wrap(model, settings, len(dataset.classes)).to(processes.device)
-    shown.stage("reading the data", len(dataset))
+    shown.begin("reading the data", len(dataset))
     surveyed = survey(dataset, shown.advance)
     if settings.save_images == "8bit" and not surveyed.on_8bit_grid:
         raise UserError("Images of this data set are not 8-bit, so rounding could leave the ball; save them as float.")
@@ -183,7 +184,7 @@ def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> Segme
 
 
 def _class_weights(
-    settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Display
+    settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Stages
 ) -> tuple[Tensor | None, ClassWeights | None]:
     if not needs_class_weights(settings.attacks):
         return None, None
@@ -192,7 +193,7 @@ def _class_weights(
         train = as_dataset(_with_classes(train_data, settings.classes), settings.classes)
         if len(train.classes) != len(dataset.classes):
             raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
-        shown.stage("counting training labels", len(train))
+        shown.begin("counting training labels", len(train))
         pixels, source = class_pixels(train, shown.advance), "training labels"
     if not bool((pixels > 0).any()):
         if train_data is not None:
@@ -221,7 +222,7 @@ def _load(job: _Job, indices: Sequence[int]) -> Batch:
     )
 
 
-def _attack_all(job: _Job, shown: Display) -> None:
+def _attack_all(job: _Job, shown: Stages) -> None:
     """Every batch through every condition that is not yet recorded for all of its images."""
     plan = conditions(job.settings)
     mine = batches(job.surveyed.sizes, job.settings.batch_size)[job.processes.rank :: job.processes.count]
@@ -229,7 +230,7 @@ def _attack_all(job: _Job, shown: Display) -> None:
     for condition in plan:
         recorded = job.folder.records(condition.name)
         job.accuracies[condition.name] = {i: _accuracy(recorded[i].counts) for i in recorded if i in own}
-    shown.stage("attacking", len(own) * len(plan))
+    shown.begin("attacking", len(own) * len(plan))
     done = sum(len(known) for known in job.accuracies.values())
     shown.show(done, _running(job))
     for indices in mine:
@@ -269,7 +270,7 @@ def _running(job: _Job) -> str:
 
 
 @contextmanager
-def _moving(job: _Job, shown: Display, condition: Condition, done: float, missing: int, batch: int) -> Iterator[None]:
+def _moving(job: _Job, shown: Stages, condition: Condition, done: float, missing: int, batch: int) -> Iterator[None]:
     """Let the bar move with the forward passes of an attack, which may take minutes."""
     steps = (condition.attack.steps * condition.attack.restarts if condition.attack else 0) + 2
     passes = 0

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Listener = Callable[[str, float, float, str], None]
+"""Told (stage, units done, units in all, note) whenever something moved."""
 
 LINE_SECONDS = 30.0
 """How often a line is printed where there is no terminal to draw a bar on (a SLURM log, a pipe)."""
 
 
-class Display:
-    """A bar over images x attacks with the running worst-case aAcc; lines of text where stderr is no terminal."""
+class Stages:
+    """Keeps count of the stage that runs and tells a listener."""
 
-    def __init__(self, bar: Progress, task: TaskID, console: Console) -> None:
-        self._bar, self._task, self._console = bar, task, console
-        self._done, self._total, self._start = 0.0, 1.0, time.monotonic()
-        self._note, self._label = "", ""
-        self._printed = self._start
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._label, self._done, self._total, self._note = "", 0.0, 1.0, ""
 
-    def stage(self, label: str, total: int) -> None:
-        """Begin a stage of `total` units."""
-        self._label, self._total, self._done, self._note = label, max(total, 1), 0.0, ""
-        self._start = self._printed = time.monotonic()
-        self._bar.reset(self._task, description=label, total=self._total, note="")
+    def begin(self, label: str, total: int) -> None:
+        """A stage of `total` units begins."""
+        self._label, self._total, self._note = label, max(total, 1), ""
+        self.show(0)
 
     def show(self, done: float, note: str = "") -> None:
-        """Say that `done` units are done; `note` stands beside the bar."""
+        """`done` units of the stage are done; a note stays until there is another."""
         self._done, self._note = done, note or self._note
-        self._bar.update(self._task, completed=done, note=self._note)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._printed >= LINE_SECONDS:
-            self._printed = now
-            left = (now - self._start) * (self._total - done) / max(done, 1e-9)
-            self._console.print(
-                f"{self._label}: {done / self._total:.0%}, {left / 60:.0f} min left {self._note}", highlight=False
-            )
+        self._listener(self._label, done, self._total, self._note)
 
     def advance(self) -> None:
         """One more unit is done."""
@@ -46,12 +39,54 @@ class Display:
 
 
 @contextmanager
-def display(visible: bool) -> Iterator[Display]:
-    """A display on stderr for the time of the block, or one that shows nothing."""
-    console = Console(stderr=True, quiet=not visible)
+def stages(progress: bool | Listener) -> Iterator[Stages]:
+    """True: a bar on stderr, or now and then a line where that is no terminal. A function is told instead."""
+    if callable(progress):
+        yield Stages(progress)
+        return
+    console = Console(stderr=True)
+    if not progress:
+        yield Stages(lambda *_: None)
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            yield Stages(bar)
+    else:
+        yield Stages(_Lines(console))
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Listener]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal)) as bar:
-        yield Display(bar, bar.add_task("", total=1, note=""), console)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1, note="")
+        current = ""
+
+        def show(label: str, done: float, total: float, note: str) -> None:
+            nonlocal current
+            if label != current:
+                current = label
+                bar.reset(task, description=label, total=total)
+            bar.update(task, completed=done, note=note)
+
+        yield show
+
+
+class _Lines:
+    """Prints a line every LINE_SECONDS, with the time left at the pace of the stage so far."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._label = console, ""
+        self._begun = self._printed = time.monotonic()
+
+    def __call__(self, label: str, done: float, total: float, note: str) -> None:
+        now = time.monotonic()
+        if label != self._label:
+            self._label, self._begun, self._printed, self._first = label, now, now, done
+        if now - self._printed < LINE_SECONDS or done <= self._first:
+            return
+        self._printed = now
+        minutes = (now - self._begun) * (total - done) / (done - self._first) / 60
+        self._console.print(f"{label}: {done / total:.0%}, {minutes:.0f} min left, {note}", highlight=False)

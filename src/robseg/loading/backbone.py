@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robseg.errors import UserError
 from robseg.loading.checkpoint import load_weights
+from robseg.loading.normaliser import Normaliser, take_normaliser
 from robseg.models.dilated import DilatedSegmenter
 from robseg.models.segmenter import Segmenter
 from robseg.models.upernet import UPerNet
@@ -31,16 +32,19 @@ RESNET_FROM_SEMSEG = tuple(
 )
 
 
-def load_backbone(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_backbone(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> Normaliser | None:
     """Copy an ImageNet classifier into the backbone of a segmentation network; the rest of it stays as it is.
 
     UPerNet: a ConvNeXt in its own names or in timm's. Segmenter: a ViT in timm's names, whose table of positions is
     resized bilinearly. PSPNet and DeepLabv3: a ResNet with the deep stem in the names of the semseg project. Prefixes
-    such as "module.base_model." are found, and the classifier and a normaliser's mean and std are left out.
+    such as "module.base_model." are found, and the classifier is left out.
+
+    Returns the normaliser that the file holds, for `SegmentationModel`: the backbone was trained behind it, so the
+    model on top is to normalise likewise. None where there is none.
 
     Raises UserError as `load_weights` does, with the network untouched, or for a network without such a backbone.
     """
-    names = {name: value for name, value in state.items() if name.rpartition(".")[2] not in ("mean", "std")}
+    names, normaliser = take_normaliser(state)
     ignore: tuple[str, ...]
     if isinstance(network, UPerNet):
         part, ignore = _part(network.backbone, "downsample_layers", "stages"), ("norm.", "head.", "norm_pre.")
@@ -59,6 +63,7 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor], *, source: st
     else:
         raise UserError(f"A {type(network).__name__} has no ConvNeXt, ViT or ResNet backbone to load '{source}' into.")
     load_weights(part, names, source=source, ignore=ignore)
+    return normaliser
 
 
 def _part(module: nn.Module, *names: str) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ COUNTERS = ("num_batches_tracked", "n_averaged")
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any depth."""
+
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""How files of weights are usually called."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -54,22 +58,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return min(networks, key=lambda item: (_is_average(item[0]), -len(item[1])))[1]
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: str, ignore: tuple[str, ...] = ()) -> None:
+def load_weights(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    ignore: tuple[str, ...] = (),
+    advice: Callable[[int, int], str] | None = None,
+) -> None:
     """Copy a state dict into a network, all of it or, with an error, nothing.
 
     What all names have in front of the network's own ("module.", "model.", "base_model.", ... in any number) is found
-    by comparing the names, and taken off. Values are cast to the network's dtype and device.
+    by comparing the names, and taken off. Where a network is wrapped into a module that has no weights beside it, the
+    names may be those of the network inside. Values are cast to the network's dtype and device.
 
     source: what the state dict came from, for the messages.
     ignore: names, or beginnings of names, that may be left over (such as ("head.",)), as they are after the prefix
         is taken off or as they stand in the file.
+    advice: what to do where the file has another number of classes, given that of the file and that of the network.
 
     Raises UserError, with the network untouched, if entries are missing, left over or of another shape, if integers
     stand where the network has real numbers or the reverse, or if weights are not finite. Step counters of batch norm
     may be absent.
     """
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     origin = {_unwrapped(name): name for name in state}
+    module = _named_like(module, origin)
+    own = _entries(module)
     if len(origin) < len(state):
         raise UserError(f"The checkpoint '{source}' holds some weights twice, once compiled and once not.")
     prefix = _prefix(origin, own)
@@ -88,7 +102,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: str,
     misshapen = [
         (name, value.shape, own[name].shape) for name, value in fitting.items() if value.shape != own[name].shape
     ]
-    _refuse_mismatch(source, own, missing, unexpected, misshapen)
+    _refuse_mismatch(source, own, missing, unexpected, misshapen, advice)
     _refuse_values(source, fitting, own, {name for name, _ in module.named_parameters()})
     module.load_state_dict(fitting, strict=False)
 
@@ -152,7 +166,10 @@ def _load(path: Path, start: bytes) -> Any:
                 "model.state_dict() alone."
             ) from error
         if "TorchScript" in text:
-            raise UserError(f"'{path}' is a TorchScript archive; save the model's state_dict() instead.") from error
+            raise UserError(
+                f"'{path}' is a TorchScript archive, a whole model; name it as torchscript:{path}, or save the model's "
+                "state_dict() instead."
+            ) from error
         if safe or start.startswith((b"PK", b"\x80")):
             raise UserError(
                 f"The checkpoint '{path}' is truncated or damaged, or neither torch.save nor safetensors wrote it."
@@ -192,12 +209,34 @@ def _prefix(names: Mapping[str, str], own: Mapping[str, Tensor]) -> str:
     return min(prefixes, key=lambda prefix: (-sum(prefix + name in names for name in own), len(prefix), prefix))
 
 
+def _entries(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _named_like(module: nn.Module, names: Mapping[str, str]) -> nn.Module:
+    """The module, or the one inside it that holds all its parameters, whichever has most of the names."""
+    candidates = [module]
+    while not list(candidates[-1].parameters(recurse=False)):
+        children = [child for child in candidates[-1].children() if any(True for _ in child.parameters())]
+        if len(children) != 1:
+            break
+        candidates.append(children[0])
+
+    def shared(candidate: nn.Module) -> int:
+        own = _entries(candidate)
+        prefix = _prefix(names, own)
+        return sum(prefix + name in names for name in own)
+
+    return max(candidates, key=shared) if len(candidates) > 1 else module
+
+
 def _refuse_mismatch(
     source: str,
     own: Mapping[str, Tensor],
     missing: list[str],
     unexpected: list[str],
     misshapen: list[tuple[str, torch.Size, torch.Size]],
+    advice: Callable[[int, int], str] | None,
 ) -> None:
     if not (missing or unexpected or misshapen):
         return
@@ -206,7 +245,7 @@ def _refuse_mismatch(
         name, stored, wanted = misshapen[0]
         raise UserError(
             f"The checkpoint '{source}' has {classes[0]} classes, the model {classes[1]} ({name} is {list(stored)} in "
-            f"the file, {list(wanted)} in the model); choose with --classes."
+            f"the file, {list(wanted)} in the model); {advice(*classes) if advice else 'choose with --classes'}."
         )
     if len(missing) == sum(not name.endswith(COUNTERS) for name in own):
         raise UserError(

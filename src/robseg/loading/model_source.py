@@ -1,26 +1,29 @@
-"""From what the user names to a model under attack: a folder, a name, or a function of theirs."""
+"""From what the user names to a model under attack: a folder, a name, a file, a library's model, or a function."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from robseg.errors import UserError, unknown_name
-from robseg.loading.checkpoint import load_weights, read_checkpoint
+from robseg.loading.checkpoint import WEIGHT_FILES, load_weights, read_checkpoint
+from robseg.loading.factory import open_factory
+from robseg.loading.huggingface import open_huggingface
+from robseg.loading.identify import identify
+from robseg.loading.libraries import TORCHVISION_IGNORE, open_smp, open_torchvision
 from robseg.loading.model_folder import read_model_folder
-from robseg.models import ARCHITECTURES
+from robseg.loading.normaliser import take_normaliser
+from robseg.loading.places import demo_folder, fetch, home, stored_weights
+from robseg.loading.programs import open_program, program_kind
+from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import PUBLISHED
 from robseg.models.wrapper import Precision, SegmentationModel
+from robseg.spec import Spec, parse_spec
 
-CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "nclass", "nb_classes", "num_labels", "class_num")
-"""Parameter names by which a factory takes the number of classes."""
+DEMO_MODELS = ("demo-plain", "demo-robust")
+
+FORMS = ("hf", "torchvision", "smp", "torchscript", "export", "onnx")
+"""What may stand before the colon of a model that is no function of the user's."""
 
 
 def open_model(
@@ -34,31 +37,24 @@ def open_model(
 ) -> SegmentationModel:
     """The model that MODEL names, with its weights.
 
-    name: a folder of a robseg training run; a named model (`known_models`); or "package.module:factory", found from
-        the current folder, where factory gives a torch.nn.Module (or is one) and is called with the number of classes
-        when it takes one.
-    checkpoint: a file of weights, which replaces those the model came with.
+    name: a folder of a robseg training run; a named model (`known_models`); a checkpoint of a published model, found
+        out by its entries; hf:, torchvision:, smp:, torchscript: or export: and what the functions of that name take;
+        or "package.module:factory", found from the current folder, where factory gives a torch.nn.Module (or is one)
+        and is called with the number of classes when it takes one.
+    checkpoint: a file of weights, a URL or hf:OWNER/NAME/FILE (see `fetch`), which replaces those the model came with.
     mean, std: normalisation of the input; replaces the model's own.
 
     Raises UserError for everything that does not fit, in one sentence.
     """
-    model = _build(name, num_classes, checkpoint is not None)
+    if checkpoint is None:
+        name, checkpoint = _with_weights(name)
+    model = _build(name, num_classes, checkpoint is not None, mean is not None)
     if checkpoint is not None:
-        ignore = PUBLISHED[name].ignore if name in PUBLISHED else ()
-        load_weights(model.network, read_checkpoint(Path(checkpoint)), source=checkpoint, ignore=ignore)
+        model = _load(model, name, checkpoint)
     if mean is not None or std is not None:
         model = SegmentationModel(model.network, mean=mean, std=std, output=model.output)
     model.set_precision(precision)
     return model
-
-
-def demo_folder(name: str) -> Path:
-    """Where the model `name` of `robseg demo` is kept: in $ROBSEG_HOME, or ~/.cache/robseg."""
-    home = os.environ.get("ROBSEG_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "robseg") / "models" / name
-
-
-DEMO_MODELS = ("demo-plain", "demo-robust")
 
 
 def known_models() -> list[str]:
@@ -66,93 +62,95 @@ def known_models() -> list[str]:
     return [*DEMO_MODELS, *PUBLISHED, *ARCHITECTURES]
 
 
-def _build(name: str, num_classes: int, has_checkpoint: bool) -> SegmentationModel:
+def _with_weights(name: str) -> tuple[str, str | None]:
+    """The model's name and its file, where the file tells the model or the model's file is known."""
+    path = Path(name)
+    if name in PUBLISHED:
+        stored = stored_weights(name)
+        if stored is None:
+            entry = PUBLISHED[name]
+            raise UserError(
+                f"The weights of '{name}' are not on this machine; fetch '{entry.file}' from {entry.page} and give the "
+                f"file with --checkpoint, or put it at {home() / 'models' / name}.pth."
+            )
+        return name, str(stored)
+    if path.is_file():
+        kind = program_kind(path)
+        # As after a colon, a '?' in a file's name would begin options.
+        return (f"{kind}:{name.replace('?', '%3F')}", None) if kind else (identify(path), name)
+    return name, None
+
+
+def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation: bool) -> SegmentationModel:
     if name in DEMO_MODELS:
         if not (demo_folder(name) / "model.yaml").is_file():
             raise UserError(f"The model '{name}' is made by `robseg demo`, which has not run yet on this machine.")
         return _from_folder(demo_folder(name))
-    if name in PUBLISHED or name in ARCHITECTURES:
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        return SegmentationModel(published.build(published.num_classes), mean=published.mean, std=published.std)
+    if name in ARCHITECTURES:
         if not has_checkpoint:
             raise UserError(f"The model '{name}' comes without weights; give its file with --checkpoint.")
-        if name in PUBLISHED:
-            published = PUBLISHED[name]
-            return SegmentationModel(published.build(published.num_classes), mean=published.mean, std=published.std)
         return SegmentationModel(ARCHITECTURES[name](num_classes=num_classes))
     if Path(name).is_dir():
+        if (Path(name) / "config.json").is_file() and not (Path(name) / "model.yaml").is_file():
+            raise UserError(f"'{name}' is no folder of a robseg training but of another library; name it as hf:{name}.")
         return _from_folder(Path(name))
-    module, colon, attribute = name.partition(":")
-    if module in ("hf", "torchvision", "smp"):
-        raise UserError(f"Models of the form {module}:NAME are not supported yet; use package.module:factory.")
-    if colon and attribute:
-        return _from_factory(module, attribute, num_classes)
-    if "/" in name or name.startswith("."):
-        raise UserError(f"{name} is no folder; MODEL is a name, a folder of a training run, or package.module:factory.")
+    before, colon, after = name.partition(":")
+    if colon and before in FORMS:
+        return _foreign(parse_spec(name), num_classes, has_checkpoint, has_normalisation)
+    if colon and after and "/" not in before:
+        return open_factory(before, after, num_classes)
+    if "/" in name or name.startswith(".") or name.endswith(WEIGHT_FILES):
+        raise UserError(
+            f"There is no file or folder '{name}'; MODEL is one of these, a name, or package.module:factory."
+        )
     raise unknown_name("model", name, known_models())
+
+
+def _foreign(spec: Spec, num_classes: int, has_checkpoint: bool, has_normalisation: bool) -> SegmentationModel:
+    if spec.name == "hf":
+        return open_huggingface(spec, has_checkpoint, has_normalisation)
+    if spec.name == "torchvision":
+        return open_torchvision(spec, num_classes, has_checkpoint)
+    if spec.name == "smp":
+        return open_smp(spec, num_classes, has_checkpoint)
+    if has_checkpoint:
+        raise UserError(f"A program such as {spec.name}:{spec.root} holds its weights; leave --checkpoint away.")
+    return open_program(spec)
+
+
+def _load(model: SegmentationModel, name: str, checkpoint: str) -> SegmentationModel:
+    """The model with the weights of a file, and with the normaliser that the file may hold beside them."""
+    state = read_checkpoint(fetch(checkpoint))
+    state, normaliser = take_normaliser(state, model.network)
+    ignore = PUBLISHED[name].ignore if name in PUBLISHED else ()
+    if name.startswith("torchvision:"):
+        ignore = TORCHVISION_IGNORE
+    load_weights(
+        model.network, state, source=checkpoint, ignore=ignore,
+        advice=lambda stored, wanted: _other_classes(name, stored, wanted),
+    )  # fmt: skip
+    if normaliser is None:
+        return model
+    return SegmentationModel(model.network, mean=normaliser.mean, std=normaliser.std, output=model.output)
+
+
+def _other_classes(name: str, stored: int, wanted: int) -> str:
+    """What to do with a checkpoint of another number of classes."""
+    if name not in PUBLISHED:
+        return (
+            f"evaluate it on data with {stored} classes (a folder without a class list takes --classes {stored}), or "
+            f"give a checkpoint of {wanted}"
+        )
+    architecture = PUBLISHED[name].architecture
+    same = [n for n, m in PUBLISHED.items() if (m.architecture, m.num_classes) == (architecture, stored)]
+    if same:
+        return f"name the model {same[0]}, which has {stored}"
+    return f"name the bare architecture {architecture}, with data of {stored} classes"
 
 
 def _from_folder(path: Path) -> SegmentationModel:
     folder = read_model_folder(path)
     return SegmentationModel(folder.network, mean=folder.mean, std=folder.std)
-
-
-def _from_factory(module_name: str, attribute: str, num_classes: int) -> SegmentationModel:
-    where = f"{module_name}:{attribute}"
-    # As `python -m` does: the user's own module lies in the folder the command is given in.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
-        # Importing runs the user's code, which may raise anything.
-        raise UserError(
-            f"The module of '{where}' cannot be imported: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise unknown_name(f"attribute of {module_name}", part, names)
-        found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        found = _call(found, where, num_classes)
-    if not isinstance(found, nn.Module):
-        raise UserError(f"{where} gave a {type(found).__name__}; it must give a torch.nn.Module.")
-    return found if isinstance(found, SegmentationModel) else SegmentationModel(found)
-
-
-def _call(factory: Any, where: str, num_classes: int) -> Any:
-    if not callable(factory):
-        raise UserError(f"{where} is a {type(factory).__name__}; it must be a function that gives a torch.nn.Module.")
-    positional, named = _arguments(factory, where, num_classes)
-    try:
-        return factory(*positional, **named)
-    except UserError:
-        raise
-    except Exception as error:
-        given = ", ".join([*map(str, positional), *(f"{k}={v}" for k, v in named.items())])
-        raise UserError(f"{where}({given}) failed: {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _arguments(factory: Callable[..., Any], where: str, num_classes: int) -> tuple[list[int], dict[str, int]]:
-    """The number of classes, under the name the factory has for it or as its only required argument."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return [], {}
-    for parameter in parameters:
-        if parameter.name in CLASS_ARGUMENTS:
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                return [num_classes], {}
-            return [], {parameter.name: num_classes}
-    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(required) > 1:
-        raise UserError(
-            f"{where} needs {', '.join(p.name for p in required)}; a factory takes the number of classes, or nothing."
-        )
-    if not required:
-        return [], {}
-    only = required[0]
-    return ([], {only.name: num_classes}) if only.kind is only.KEYWORD_ONLY else ([num_classes], {})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -10,6 +10,7 @@ from robseg.models.convnext import ConvNeXt
 from robseg.models.ddcat import DDCAT
 from robseg.models.dilated import ASPP, PSP, DilatedSegmenter
 from robseg.models.segmenter import MaskTransformer, Segmenter
+from robseg.models.small_unet import small_unet
 from robseg.models.upernet import UPerNet
 from robseg.models.vit import VisionTransformer
 
@@ -95,9 +96,10 @@ def deeplabv3_101_ddcat(num_classes: int) -> DDCAT:
     return DDCAT(RESNET101, ASPP, num_classes)
 
 
-ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     builder.__name__: builder
     for builder in (
+        small_unet,
         upernet_convnext_t,
         upernet_convnext_s,
         upernet_convnext_b,
@@ -115,4 +117,4 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
         deeplabv3_101_ddcat,
     )
 }
-"""Builders by name; each takes the number of classes and gives a network with fresh weights."""
+"""Builders by name; each takes `num_classes`, and what else its variant leaves open, and gives fresh weights."""

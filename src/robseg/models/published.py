@@ -17,6 +17,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 PIR_AT = "PIR-AT, arXiv 2306.12941"
 DDC_AT = "DDC-AT, arXiv 2003.06555"
 
+RAW = "RGB in [0, 1] as it is, although the ImageNet backbone it started from normalises its own input"
+NORMALISED = "RGB with ImageNet's mean and std"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -39,51 +42,92 @@ class PublishedModel:
     build: takes the number of classes, gives the network as it is at test time; its names are those of the file
         after `prefix`.
     num_classes, data: what it was trained on.
+    architecture: its name in `ARCHITECTURES`.
     mean, std: what its input is normalised with, or None where it takes images in [0, 1] as they are.
+    input: the same in words, with what is odd about it.
+    page: where its authors offer the file. file: which one of that page.
+    licence: of the weights, None where the authors state none.
     prefix: what stands before every name in the file.
     ignore: how the entries begin that served in training alone and have no place in the network.
     source: the method and its paper. scores: what was published of it; empty where nothing comparable was.
     """
 
     name: str
+    architecture: str
     build: Callable[[int], nn.Module]
     num_classes: int
     data: str
     source: str
+    input: str
+    page: str
+    file: str
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     prefix: str = ""
     ignore: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
+    licence: str | None = None
 
 
 def _resnet(architecture: str, data: str, num_classes: int) -> PublishedModel:
-    build = ARCHITECTURES[architecture]
     return PublishedModel(
-        f"{architecture}_{data}", build, num_classes, data, DDC_AT, IMAGENET_MEAN, IMAGENET_STD, prefix="module."
+        f"{architecture}_{data}",
+        architecture,
+        ARCHITECTURES[architecture],
+        num_classes,
+        data,
+        f"no defence, of {DDC_AT}",
+        NORMALISED,
+        page=DDC_AT_PAGE,
+        file=_in_archive(architecture, data, "no_defense"),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        prefix="module.",
     )
 
 
 def _ddcat(architecture: str, context: Context, data: str, num_classes: int, *scores: Score) -> PublishedModel:
     return PublishedModel(
         f"{architecture}_ddcat_{data}",
+        f"{architecture}_ddcat",
         partial(without_branches, RESNET50, context),
         num_classes,
         data,
         DDC_AT,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
+        NORMALISED,
+        page=DDC_AT_PAGE,
+        file=_in_archive(architecture, data, "ddcat"),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         prefix="module.",
         ignore=BRANCHES,
         scores=scores,
     )
 
 
-def _pir_at(architecture: str, data: str, num_classes: int, *scores: Score) -> PublishedModel:
-    build = ARCHITECTURES[architecture]
-    return PublishedModel(f"{architecture}_{data}", build, num_classes, data, PIR_AT, scores=scores)
+def _in_archive(architecture: str, data: str, training: str) -> str:
+    """The folder of a model in the one archive of the DDC-AT authors."""
+    folders = {"voc": "voc2012", "pspnet50": "pspnet", "deeplabv3_50": "deeplabv3"}
+    return f"pretrain/{folders.get(data, data)}/{folders[architecture]}/{training} of the archive"
 
 
+def _pir_at(architecture: str, data: str, num_classes: int, file: str, *scores: Score) -> PublishedModel:
+    return PublishedModel(
+        f"{architecture}_{data}",
+        architecture,
+        ARCHITECTURES[architecture],
+        num_classes,
+        data,
+        PIR_AT,
+        RAW,
+        page=PIR_AT_PAGE,
+        file=file,
+        scores=scores,
+    )
+
+
+PIR_AT_PAGE = "https://github.com/nmndeep/Robust-Segmentation (table of models in the README)"
+DDC_AT_PAGE = "https://github.com/dvlab-research/Robust-Semantic-Segmentation (Pretrained Model in the README)"
 VOC, CITYSCAPES, ADE20K = 21, 19, 151
 
 PUBLISHED: dict[str, PublishedModel] = {
@@ -93,15 +137,48 @@ PUBLISHED: dict[str, PublishedModel] = {
             "upernet_convnext_t_cvst",
             "voc",
             VOC,
+            "UperNet-ConvNext-T_CVST, PASCAL-VOC",
             Score(0, 75.2, 92.7),
             Score(4, 64.9, 88.6),
             Score(8, 34.6, 71.7),
             Score(12, 5.5, 28.1),
         ),
-        _pir_at("upernet_convnext_s_cvst", "voc", VOC, Score(0, 76.6), Score(4, 66.0), Score(8, 36.4)),
-        _pir_at("upernet_convnext_t_cvst", "ade20k", ADE20K, Score(0, 31.7), Score(4, 17.2), Score(8, 4.9)),
-        _pir_at("upernet_convnext_s_cvst", "ade20k", ADE20K, Score(0, 32.1), Score(4, 17.9), Score(8, 5.4)),
-        _pir_at("segmenter_vit_s", "ade20k", ADE20K, Score(0, 28.7), Score(4, 14.9), Score(8, 5.3)),
+        _pir_at(
+            "upernet_convnext_s_cvst",
+            "voc",
+            VOC,
+            "UperNet-ConvNext-S_CVST, PASCAL-VOC",
+            Score(0, 76.6),
+            Score(4, 66.0),
+            Score(8, 36.4),
+        ),
+        _pir_at(
+            "upernet_convnext_t_cvst",
+            "ade20k",
+            ADE20K,
+            "UperNet-ConvNext-T_CVST, ADE20K",
+            Score(0, 31.7),
+            Score(4, 17.2),
+            Score(8, 4.9),
+        ),
+        _pir_at(
+            "upernet_convnext_s_cvst",
+            "ade20k",
+            ADE20K,
+            "UperNet-ConvNext-S_CVST, ADE20K",
+            Score(0, 32.1),
+            Score(4, 17.9),
+            Score(8, 5.4),
+        ),
+        _pir_at(
+            "segmenter_vit_s",
+            "ade20k",
+            ADE20K,
+            "Segmenter ViT-S, ADE20K",
+            Score(0, 28.7),
+            Score(4, 14.9),
+            Score(8, 5.3),
+        ),
         _resnet("pspnet50", "voc", VOC),
         _resnet("deeplabv3_50", "voc", VOC),
         _ddcat("pspnet50", PSP, "voc", VOC, Score(0, 75.9, 95.1), Score(4, 0.0, 0.0)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,8 +20,10 @@ RUN_COLOURS = ("#c2410c", ACCENT, "#4f46e5", "#a16207", "#be185d", "#475569")
 
 _MARKERS = "osD^vP"
 _INK, _FAINT, _GRID = "#334155", "#94a3b8", "#e2e8f0"
-_STYLE = {
-    "svg.hashsalt": "robseg", "font.size": 10.5, "font.family": "DejaVu Sans", "text.color": _INK,
+_STYLE: Any = {
+    # A matplotlibrc of the user's must not turn the figures into something else.
+    "svg.hashsalt": "robseg", "svg.fonttype": "path", "text.usetex": False,
+    "font.size": 10.5, "font.family": "DejaVu Sans", "text.color": _INK,
     "axes.labelcolor": _INK, "axes.edgecolor": _FAINT, "xtick.color": _INK, "ytick.color": _INK,
 }  # fmt: skip
 
@@ -35,24 +37,25 @@ def curve(runs: Mapping[str, Result], measure: Measure) -> str:
     of the user's in the figure, as the fonts at hand may lack its letters; the page says which line is which.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.3), layout="constrained")
         axes = figure.add_subplot()
-        labels: list[tuple[float, float, str]] = []
+        values: list[tuple[float, float, str]] = []
         for number, result in enumerate(runs.values()):
             if len(runs) == 1:
                 _single_attacks(axes, result, measure)
             colour = ACCENT if len(runs) == 1 else RUN_COLOURS[number % len(RUN_COLOURS)]
-            points = _percent([(0.0, getattr(result.clean, measure))] + _worst(result, measure))
+            points = _percent([(0.0, getattr(result.clean, measure)), *_worst(result, measure)])
             axes.plot(
                 *zip(*points, strict=True) if points else ([], []),
                 color=colour, linewidth=2.2, marker=_MARKERS[number % len(_MARKERS)], markersize=6,
                 markeredgecolor="white", markeredgewidth=0.8, zorder=3, clip_on=False,
             )  # fmt: skip
-            labels += [(x, y, colour) for x, y in points]
+            # The clean value stands at 0; that of a radius of 0 would stand on it.
+            values += [(x, y, colour) for number, (x, y) in enumerate(points) if x or not number]
         radii = sorted({radius.eps for result in runs.values() for radius in result.radii})
         _dress(axes, radii, next(iter(runs.values())).settings.get("norm", "linf"))
         if len(runs) <= 2:
-            _write_values(axes, labels)
+            _write_values(axes, values)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue().encode()).decode()
@@ -77,14 +80,10 @@ def _percent(points: list[tuple[float, float | None]]) -> list[tuple[float, floa
 
 def _dress(axes: Axes, radii: list[float], norm: str) -> None:
     largest = max([*radii, 0.0]) or 1.0
-    # Radii such as 0.25, 0.5, 1, ..., 16 would write their numbers over each other.
-    ticks = [0.0]
-    for eps in radii:
-        if eps - ticks[-1] >= 0.07 * largest:
-            ticks.append(eps)
-    axes.set_xticks(ticks, ["clean", *(f"{eps:g}" for eps in ticks[1:])])
-    axes.set_xlim(-0.04 * largest, 1.06 * largest)
-    axes.set_ylim(0, 100)
+    ticks = _spread([0.0, *radii], 0.07 * largest)
+    axes.set_xticks(ticks, ["clean" if eps == 0 else f"{eps:g}" for eps in ticks])
+    axes.set_xlim(-0.1 * largest, 1.06 * largest)
+    axes.set_ylim(0, 106)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.set_xlabel("radius of the perturbation (n/255" + (")" if norm == "linf" else ", L2)"))
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -93,19 +92,39 @@ def _dress(axes: Axes, radii: list[float], norm: str) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _write_values(axes: Axes, labels: list[tuple[float, float, str]]) -> None:
-    """Each point's value above it, or below it where another point is close above."""
-    last = max((x for x, _, _ in labels), default=0)
-    for number, (x, y, colour) in enumerate(labels):
-        if any(x == other_x and f"{y:.1f}" == f"{other_y:.1f}" for other_x, other_y, _ in labels[:number]):
-            continue
-        crowded = any(other_x == x and 0 < other_y - y < 12 for other_x, other_y, _ in labels)
-        below = (crowded and y > 8) or y > 93
-        # Curves fall: beside the point there is room to the upper right and to the lower left.
-        right, left = ("center", "center") if x == last and x else ("left", "right")
-        text = axes.annotate(
-            f"{y:.1f}", (x, y), xytext=(-4 if below and x else 4 * (x != last), -14 if below else 7),
-            textcoords="offset points", ha=left if below and x else right, color=colour, fontsize=9.5, fontweight="bold",
-            zorder=4,
-        )  # fmt: skip
-        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+def _spread(values: list[float], distance: float) -> list[float]:
+    """Of the values those whose numbers can stand beside each other: 0 and the largest first, then what has room."""
+    kept: list[float] = []
+    for value in sorted(set(values), key=lambda value: (value != 0, -value)):
+        if all(abs(value - other) >= distance for other in kept):
+            kept.append(value)
+    return sorted(kept)
+
+
+def _write_values(axes: Axes, points: list[tuple[float, float, str]]) -> None:
+    """Write the values (x, y, colour) at the points: the highest of a radius above it, another one below it."""
+    largest = max((x for x, _, _ in points), default=0.0)
+    # Curves fall: there is room to the upper right of a point and to its lower left.
+    for x in _spread([x for x, _, _ in points], 0.12 * (largest or 1.0)):
+        column: dict[str, tuple[float, str]] = {}
+        for other, y, colour in points:
+            if other == x:
+                column.setdefault(f"{y:.1f}", (y, colour))
+        (top, (top_y, top_colour)), *rest = sorted(column.items(), key=lambda item: -item[1][0])
+        above, align = ((4, 6), "left") if x < largest else ((0, 7), "center")
+        _write(axes, top, (x, top_y), above, align, top_colour)
+        for text, (y, colour) in rest[:1]:
+            if y > 9:
+                _write(axes, text, (x, y), (-3, -14), "right", colour)
+            elif top_y - y > 12:
+                _write(axes, text, (x, y), above, align, colour)
+
+
+def _write(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], align: str, colour: str
+) -> None:
+    written = axes.annotate(
+        text, point, xytext=offset, textcoords="offset points", ha=align, color=colour, fontsize=9.5, fontweight="bold",
+        zorder=4,
+    )  # fmt: skip
+    written.set_path_effects([withStroke(linewidth=3, foreground="white")])

@@ -85,6 +85,7 @@ def render(runs: Mapping[str, Result]) -> str:
         largest={title: _largest(runs, result) for title, result in runs.items()},
         curves=[(MEASURES[key][0], curve(runs, key)) for key in ("aacc", "miou")],
         radii=[f"{eps:g}" for eps in radii],
+        start=f"{max(_common(runs) or radii):g}",
         at=lambda result, eps: _at(result, float(eps)),
         bars=_drawn_classes(first),
         gallery=pictures,
@@ -150,8 +151,12 @@ def _heading(titles: list[str]) -> str:
 
 def _largest(runs: Mapping[str, Result], result: Result) -> Radius:
     """The largest radius that all runs have, or where they have none in common the largest of this one."""
-    common = set.intersection(*({radius.eps for radius in each.radii} for each in runs.values()))
+    common = _common(runs)
     return max((r for r in result.radii if not common or r.eps in common), key=lambda radius: radius.eps)
+
+
+def _common(runs: Mapping[str, Result]) -> set[float]:
+    return set.intersection(*({radius.eps for radius in result.radii} for result in runs.values()))
 
 
 def _at(result: Result, eps: float) -> Radius | None:
@@ -174,33 +179,43 @@ def _warnings(runs: Mapping[str, Result]) -> list[tuple[str, str]]:
     found = [(title if len(runs) > 1 else "", text) for title, result in runs.items() for text in result.warnings]
     for key, what in (("attacks", "the same attacks"), ("precision", "the same precision")):
         if len({_yaml(result.settings.get(key)) for result in runs.values()}) > 1:
-            found.append(("", f"The runs were not made with {what}, so that the models may differ less, or more, than it seems."))
+            doubt = f"The runs were not made with {what}, so that the models may differ less, or more, than it seems."
+            found.append(("", doubt))
     return found
 
 
 def _check_comparable(runs: Mapping[str, Result]) -> None:
     (first_title, first), *others = runs.items()
     for title, other in others:
-        for what, own, its in (
-            ("name of the data", first.data.name, other.data.name),
-            ("number of images", first.data.images, other.data.images),
-            ("number of classes", len(first.data.classes), len(other.data.classes)),
-            ("rule for ignored pixels", first.data.void, other.data.void),
-            ("checksum of images and labels", first.data.sha256[:12], other.data.sha256[:12]),
-        ):
-            # The same pixels may be found under two names.
-            same_data = first.data.sha256 == other.data.sha256 and what != "number of classes"
-            if own != its and not same_data:
-                raise UserError(
-                    f"The runs '{first_title}' and '{title}' are of different data: the {what} is {own} in the first and "
-                    f"{its} in the second; compare runs of the same data."
-                )
+        difference = _data_difference(first, other)
+        if difference:
+            raise UserError(
+                f"The runs '{first_title}' and '{title}' are of different data: the {difference}; compare runs of the "
+                "same data."
+            )
         norms = first.settings.get("norm"), other.settings.get("norm")
         if norms[0] != norms[1]:
             raise UserError(
-                f"The runs '{first_title}' and '{title}' have different norms, {norms[0]} and {norms[1]}, so that their "
-                "radii cannot be compared; compare runs of one norm."
+                f"The runs '{first_title}' and '{title}' have different norms, {norms[0]} and {norms[1]}, so that "
+                "their radii cannot be compared; compare runs of one norm."
             )
+
+
+def _data_difference(first: Result, other: Result) -> str | None:
+    """What differs between the data of two runs in words. The same pixels may go by two names."""
+    facts: list[tuple[str, Any, Any]] = [("number of classes", len(first.data.classes), len(other.data.classes))]
+    if first.data.sha256 != other.data.sha256:
+        facts += [
+            ("number of images", first.data.images, other.data.images),
+            ("data set", first.data.name, other.data.name),
+            ("rule for ignored pixels", first.data.void, other.data.void),
+            ("checksum of ids, images and labels", first.data.sha256, other.data.sha256),
+        ]
+    for what, own, its in facts:
+        if own != its:
+            short = 12 if what.startswith("checksum") else None
+            return f"{what} is {str(own)[:short]} in the first and {str(its)[:short]} in the second"
+    return None
 
 
 def _drawn_classes(first: Result) -> list[int]:

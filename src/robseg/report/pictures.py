@@ -20,8 +20,11 @@ from robseg.data.base import IGNORE_INDEX
 from robseg.records.result import ImageEntry, ImageRadius, Result
 from robseg.records.run_folder import CLEAN, RunFolder, condition_name
 
-BUDGET = 6_500_000
+BUDGET = 7_000_000
 """How many characters the pictures of all images may take together."""
+
+MOST_IMAGES = 12
+"""How many images a comparison shows, unless one of its runs has more."""
 
 SMALL = 200
 """Images whose longer side is below this are kept losslessly and drawn with visible pixels."""
@@ -49,10 +52,10 @@ LEVELS = (
 class Gallery:
     """The viewer's images, worst first, as plain values for JSON, and the level at which they were made.
 
-    An image has id, index, height, width, small, ratio, classes (that occur in its maps), original and label (data URIs, or
-    None where not stored) and runs: per run None or clean_accuracy, clean (the prediction) and radii. radii maps the
-    radius as text to chosen_for_aacc, chosen_for_miou, accuracy per attack, and shown: per attack adversarial,
-    perturbation and prediction.
+    An image has id, index, height, width, small, classes (that occur in its maps, 255 for ignored), original and label
+    (data URIs, or None where not stored) and runs: per run None, or clean_accuracy, clean (the prediction) and radii.
+    radii maps the radius as text to chosen_for_aacc, chosen_for_miou, accuracy per attack, and shown: per attack
+    adversarial, perturbation and prediction.
     left_out: images with previews for which there was no room.
     """
 
@@ -64,27 +67,36 @@ class Gallery:
 def gallery(runs: Mapping[str, Result]) -> Gallery:
     """The images that have previews in at least one run, with what is stored of them; unreadable files are missing."""
     indices = _worst_first(runs)
-    for level in LEVELS:
-        images, size = [], 0
-        for index in indices:
-            image = _Painter(runs, index, level).image()
-            size += _length(image)
-            # Do not paint all images at a level when the first ones show that it is too large.
-            expected = 0.8 * size * len(indices) / (len(images) + 1)
-            if size > BUDGET or expected > BUDGET:
-                if level is not LEVELS[-1] or (images and size > BUDGET):
-                    break
-            images.append(image)
-        else:
+    for level in LEVELS[:-1]:
+        images = _paint(runs, indices, level)
+        if len(images) == len(indices):
+            return Gallery(images, level, 0)
+    images = _paint(runs, indices, LEVELS[-1])
+    return Gallery(images, LEVELS[-1], len(indices) - len(images))
+
+
+def _paint(runs: Mapping[str, Result], indices: Sequence[int], level: Level) -> list[dict[str, Any]]:
+    """The first images that fit into BUDGET; at the last level one at least.
+
+    At the others it gives up as soon as the first images show that not all will fit.
+    """
+    images: list[dict[str, Any]] = []
+    size = 0
+    for index in indices:
+        image = _Painter(runs, index, level).image()
+        size += _length(image)
+        expected = 0 if level is LEVELS[-1] else 0.8 * size * len(indices) / (len(images) + 1)
+        if max(size, expected) > BUDGET and (images or level is not LEVELS[-1]):
             break
-    return Gallery(images, level, len(indices) - len(images))
+        images.append(image)
+    return images
 
 
 def _worst_first(runs: Mapping[str, Result]) -> list[int]:
-    """Images with previews by their lowest accuracy in any run at any radius; no more than the run with most has."""
+    """Images with previews by their lowest accuracy in any run at any radius."""
     accuracy: dict[int, float] = {}
     stored: dict[int, int] = {}
-    most = 0
+    most = MOST_IMAGES
     for result in runs.values():
         folder = _folder(result)
         own = [image for image in result.images if folder.preview_folder(image.index).is_dir()]
@@ -159,7 +171,9 @@ class _Painter:
         values = np.asarray(_shrink(picture, self.level.side, Image.Resampling.NEAREST), dtype=np.uint8)
         count = len(self.colours)
         known = values < count
-        self.classes |= set(np.flatnonzero(np.bincount(values[known])).tolist()) | ({IGNORE_INDEX} if not known.all() else set())
+        self.classes |= set(np.flatnonzero(np.bincount(values[known])).tolist())
+        if not known.all():
+            self.classes.add(IGNORE_INDEX)
         rows, columns = np.indices(values.shape)
         stripe = (rows + columns) // max(1, max(values.shape) // 64) % 4 == 0
         # Two numbers that no class has; with 255 classes there is but one, and no stripes.

@@ -14,7 +14,7 @@
       const worst = data.runs[bar.dataset.run].worst_iou[button.dataset.eps];
       const value = worst ? worst[bar.dataset.class] : null;
       bar.querySelector(".worst").style.width = `${100 * (value ?? 0)}%`;
-      bar.querySelector("b").textContent = worst ? percent(value) : "";
+      bar.querySelector("b").textContent = worst ? `→ ${percent(value)}` : "";
     }
   }));
 
@@ -23,7 +23,7 @@
   // The viewer. Its state is in the address, as #image=ID&eps=8&attack=NAME.
   const radii = all("#radii button");
   const select = byId("attack");
-  const state = { image: 0, eps: radii[radii.length - 1].dataset.eps, attack: "" };
+  const state = { image: 0, eps: radii.find((b) => b.getAttribute("aria-pressed") === "true").dataset.eps, attack: "" };
 
   function readAddress() {
     const asked = {};
@@ -74,13 +74,14 @@
     const under = !radius ? `not evaluated at ${at}` : untouched ? "clean image, which no attack makes worse" : `${attack} at ${at}`;
     const missing = !radius ? "not evaluated" : untouched ? "none" : "not stored";
     const accuracy = untouched ? run.clean_accuracy : radius?.accuracy[attack];
-    const right = (value) => (value === null || value === undefined ? "" : `: ${percent(value)} % right`);
+    const right = (value) => (value === null || value === undefined ? "" : `: ${percent(value)}\u00a0% right`);
     const panel = (part) => box.querySelector(`.panel.${part}`);
     picture(panel("clean"), run?.clean, `Prediction, clean${right(run?.clean_accuracy)}`, `Clean prediction for ${image.id}`, "not stored");
     picture(panel("prediction"), shown.prediction, `Prediction, ${under}${right(accuracy)}`, `Prediction for ${image.id}, ${under}`, missing);
     picture(panel("adversarial"), shown.adversarial, `Adversarial image, ${under}`, `Adversarial image of ${image.id}, ${under}`, missing);
-    const factor = data.norm === "l2" ? "amplified to the full range" : Number(state.eps) ? `amplified × ${(127.5 / state.eps).toPrecision(3).replace(/\.?0+$/, "")}` : "amplified";
-    picture(panel("perturbation"), shown.perturbation, `Perturbation, ${factor}`, `Perturbation of ${image.id}, ${under}, ${factor}`, missing);
+    const factor = data.norm === "l2" ? ", amplified to the full range"
+      : Number(state.eps) ? `, amplified × ${Number((127.5 / state.eps).toPrecision(3))}` : "";
+    picture(panel("perturbation"), shown.perturbation, `Perturbation${shown.perturbation ? factor : ""}`, `Perturbation of ${image.id}, ${under}`, missing);
   }
 
   function show() {

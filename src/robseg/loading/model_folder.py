@@ -16,7 +16,7 @@ from torch import nn
 from robseg.data.base import ClassList
 from robseg.errors import UserError, unknown_name
 from robseg.loading.checkpoint import load_weights, read_checkpoint
-from robseg.models import ARCHITECTURES
+from robseg.models.architectures import ARCHITECTURES
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
 
