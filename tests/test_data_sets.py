@@ -16,6 +16,8 @@ from robseg.data import (
     open_data,
     sample_size,
 )
+from robseg.data.augment import AUGMENTATIONS
+from robseg.data.protocols import _OPTION_OF, OPTIONS
 from robseg.errors import UserError
 from trees import camvid, indices, picture, save, tree
 
@@ -222,3 +224,13 @@ def test_embedded_set_opens_and_tilde_is_the_home(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     tree(tmp_path / "set")
     assert len(open_data("folder:~/set")) == 3
+
+
+# The guide
+
+
+def test_the_guide_names_every_set_protocol_option_and_transform() -> None:
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    options = ("split", "labels", "void", "leak", "voc", "classes", "sequence", "without", "images", "ignore", "zero")
+    names = [*DATASETS, *_OPTION_OF, *OPTIONS, *AUGMENTATIONS, *options]
+    assert [name for name in names if f"`{name}" not in text and f"{name}=" not in text] == []

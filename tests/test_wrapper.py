@@ -77,6 +77,27 @@ class Channels(nn.Module):
         return {"out": F.avg_pool2d(x, 2)}
 
 
+class InPlace(nn.Module):
+    """Normalises its input in place, as some published networks do."""
+
+    def forward(self, x):
+        return x.mul_(255).sub_(100)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_networks_that_work_in_place_leave_the_images_alone(batch, precision):
+    images = torch.rand(batch, 3, 4, 4, dtype=torch.float64 if precision == "fp64" else torch.float32)
+    before = images.clone()
+    model = SegmentationModel(InPlace(), precision=precision)
+    with torch.no_grad():
+        model(images)
+    assert torch.equal(images, before)
+    images.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model(images).sum(), images)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 255.0))
+
+
 def test_normalisation_and_resizing():
     images = torch.rand(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     mean, std = [0.5, 0.25, 0.1], [0.5, 2.0, 4.0]

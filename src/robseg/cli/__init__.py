@@ -8,9 +8,11 @@ import traceback
 import typer
 from rich.console import Console
 
+from robseg.cli.convert import convert
 from robseg.cli.data import data
 from robseg.cli.demo import demo
 from robseg.cli.evaluate import evaluate
+from robseg.cli.models import models
 from robseg.cli.report import report
 from robseg.errors import UserError
 
@@ -25,6 +27,8 @@ app = typer.Typer(
 app.command()(evaluate)
 app.command()(report)
 app.command()(demo)
+app.command()(models)
+app.command()(convert)
 app.add_typer(data, name="data")
 
 
@@ -41,6 +45,10 @@ def _options(
     _ = context
 
 
+INTERRUPTED = 130
+"""What shells expect of a program that Ctrl-C stopped; typer exits with it."""
+
+
 def main() -> None:
     """Run the command line: 0 when done, 2 for a mistake of the user, 1 for one of ours, 130 when interrupted."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -50,9 +58,10 @@ def main() -> None:
         errors.print("[bold red]error:[/]", end=" ")
         errors.print(str(error), markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on where it stopped")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            errors.print("interrupted; the same command goes on where it stopped")
+        raise
     except Exception:
         # A traceback is for us: the user is told so, and where to send it.
         traceback.print_exc()

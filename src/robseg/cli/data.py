@@ -88,6 +88,8 @@ def _specs(source: str, classes: str | None) -> list[Spec]:
     from robseg.spec import Spec, parse_spec
 
     folder = Path(source).expanduser()
+    if not folder.is_dir() and source.startswith(("/", ".", "~")):
+        raise UserError(f"The folder '{folder}' does not exist (looked for from '{Path.cwd()}').")
     found = recognise(folder) if folder.is_dir() else [parse_spec(source)]
     if not found:
         raise UserError(

@@ -125,10 +125,15 @@ def show_result(result: Result) -> None:
     protocol = result.protocol.name + (
         f" with deviations ({'; '.join(result.protocol.deviations)})" if result.protocol.deviations else ""
     )
-    console.print(f"eps in n/255, norm {result.settings['norm']}; protocol: {protocol}", markup=False, highlight=False)
+    console.print(
+        f"eps in n/255, norm {result.settings['norm']}; protocol: {protocol}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     for warning in result.warnings:
         console.print("[bold yellow]warning:[/]", end=" ")
-        console.print(warning, markup=False, highlight=False)
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     if result.folder is not None:
         for file in ("result.json", "report.html"):
             console.print(str(result.folder / file), markup=False, highlight=False, soft_wrap=True)

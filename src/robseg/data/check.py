@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from os import cpu_count, sched_getaffinity
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from robseg.data.base import IGNORE_INDEX, ClassList
 from robseg.data.files import read_label, read_pixels
 from robseg.data.pairs import Fault, Pair, PairSet, check_sizes, translate
 from robseg.data.protocols import OPTIONS as PROTOCOL_OPTIONS
+from robseg.data.threads import in_threads
 from robseg.errors import UserError, unknown_name
 from robseg.spec import Spec
 
@@ -84,10 +83,9 @@ def check_data(specs: Sequence[Spec], advance: Callable[[int, int], None] = lamb
     jobs = {
         (pair.image, pair.label, str(dataset.table)): (pair, dataset) for dataset in datasets for pair in dataset.pairs
     }
-    with ThreadPoolExecutor(cores()) as pool:
-        for key, found in zip(jobs, pool.map(lambda job: check_pair(*job), jobs.values()), strict=True):
-            seen[key] = found
-            advance(2 * len(seen), 2 * len(jobs))
+    for key, one in zip(jobs, in_threads(lambda job: check_pair(*job), jobs.values()), strict=True):
+        seen[key] = one
+        advance(2 * len(seen), 2 * len(jobs))
     for spec, dataset in zip(specs, datasets, strict=True):
         found_here = [seen[pair.image, pair.label, str(dataset.table)] for pair in dataset.pairs]
         pixels = torch.zeros(len(dataset.classes) + 1, dtype=torch.int64)
@@ -232,11 +230,3 @@ def _palette_fault(path: Path, values: Tensor, dataset: PairSet) -> Fault | None
 def _sentence(error: UserError) -> str:
     text = str(error).rstrip(".")
     return text[0].lower() + text[1:]
-
-
-def cores() -> int:
-    """Cores this process may use; containers are often given fewer than the machine has."""
-    try:
-        return len(sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return cpu_count() or 1

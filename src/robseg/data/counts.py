@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from robseg.data.base import IGNORE_INDEX, Dataset
-from robseg.data.check import cores
 from robseg.data.pairs import PairSet
 from robseg.data.protocols import ProtocolSet
 from robseg.data.samples import check_sample
+from robseg.data.threads import in_threads
 
 
 def class_pixels(dataset: Dataset, advance: Callable[[], None] = lambda: None) -> Tensor:
@@ -33,10 +32,10 @@ def class_pixels(dataset: Dataset, advance: Callable[[], None] = lambda: None) -
     kept = _read(place, len(dataset.classes))
     if kept is not None:
         return kept
-    with ThreadPoolExecutor(cores()) as pool:
-        counts = torch.zeros(len(dataset.classes), dtype=torch.int64)
-        for one in pool.map(lambda index: _count(dataset, [index], advance), range(len(dataset))):
-            counts += one
+    counts = torch.zeros(len(dataset.classes), dtype=torch.int64)
+    for one in in_threads(lambda index: _count(dataset, [index]), range(len(dataset))):
+        counts += one
+        advance()
     _write(place, dataset, counts)
     return counts
 
@@ -53,7 +52,7 @@ def _files(dataset: Dataset) -> PairSet | None:
     return inner if isinstance(inner, PairSet) else None
 
 
-def _count(dataset: Dataset, indices: range | list[int], advance: Callable[[], None]) -> Tensor:
+def _count(dataset: Dataset, indices: Iterable[int], advance: Callable[[], None] = lambda: None) -> Tensor:
     counts = torch.zeros(len(dataset.classes), dtype=torch.int64)
     for index in indices:
         if isinstance(dataset, PairSet):

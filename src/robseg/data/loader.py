@@ -73,6 +73,8 @@ def training_batches(
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if forked else None,
+        # Nothing is drawn from it; without it, the loader would take a number from the global generator.
+        generator=torch.Generator(),
     )
     for images, labels, keys in loader:
         if isinstance(images, UserError):

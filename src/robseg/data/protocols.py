@@ -82,7 +82,8 @@ def ddcat(long: int) -> Protocol:
 
     def resized(size: Size) -> Size:
         height, width = size
-        return (round(long * height / width), long) if width > height else (long, round(long * width / height))
+        factor = long / max(size)
+        return max(1, round(height * factor)), max(1, round(width * factor))
 
     return Protocol(f"ddcat {long}", resized, antialias=False)
 

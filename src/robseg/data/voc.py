@@ -46,10 +46,11 @@ def open_voc(root: str | None, options: Mapping[str, str]) -> PairSet:
     split = choice("voc", "split", options, SPLITS, "val")
     usual = "SegmentationClassAug" if split == "train_aug" else "SegmentationClass"
     labels = choice("voc", "labels", options, ("SegmentationClass", "SegmentationClassAug"), usual)
+    leak = choice("voc", "leak", options, LEAKS, "error")
     table, void = void_policy("voc", options)
     source, lines = _list(path, split)
     if split in ("train", "train_aug"):
-        lines = without_leaks(lines, str(source), val_stems(path), choice("voc", "leak", options, LEAKS, "error"))
+        lines = without_leaks(lines, str(source), val_stems(path), leak)
     pairs, faults = pair_stems(lines, source, path / "JPEGImages", path / labels, ".png")
     name = f"voc {split}" + (f", {labels}" if labels != usual else "")
     return PairSet(name, CLASSES, void, pairs, table, faults)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,7 +151,12 @@ def _prepare(
     path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
     folder = RunFolder(path, len(dataset.classes), processes.rank)
     if processes.rank == 0:
-        identity = {"model_sha256": model_entry.sha256, "data_sha256": surveyed.sha256, "data_images": len(dataset)}
+        identity = {
+            "robseg_version": version("robseg"),
+            "model_sha256": model_entry.sha256,
+            "data_sha256": surveyed.sha256,
+            "class_weights_sha256": None if weights is None else hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
+        }
         folder.begin({"settings": settings.model_dump(mode="json"), "identity": identity})
     processes.wait()
     return _Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)

@@ -101,16 +101,19 @@ def _model_class(transformers: Any, folder: Path) -> tuple[Any, type[nn.Module]]
 
 def _load(kind: Any, config: Any, folder: Path, has_checkpoint: bool) -> nn.Module:
     """The model with the folder's weights, each of which must have its place; with fresh ones for a checkpoint."""
+    # These make attention masks in float32, which torch's fused attention misreads beside numbers of another width.
+    options = {"attn_implementation": "eager"} if str(config.model_type).startswith("eomt") else {}
     if not any((folder / name).is_file() for name in WEIGHTS):
         if not has_checkpoint:
             raise UserError(
                 f"The folder '{folder}' has no weights ({WEIGHTS[0]} or {WEIGHTS[2]}); put that file there, or give "
                 "one with --checkpoint."
             )
-        bare: nn.Module = _built(lambda: kind(config), folder).float().eval()
+        bare: nn.Module = _built(lambda: kind._from_config(config, **options), folder).float().eval()
         return bare
     model, info = _built(
-        lambda: kind.from_pretrained(folder, config=config, local_files_only=True, output_loading_info=True), folder
+        lambda: kind.from_pretrained(folder, config=config, local_files_only=True, output_loading_info=True, **options),
+        folder,
     )
     unexpected = [name for name in info["unexpected_keys"] if not name.endswith(TABLES)]
     mismatched = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]]
@@ -149,6 +152,12 @@ def _has_queries(model: nn.Module) -> bool:
 
 def _task_tokens(transformers: Any, folder: Path, config: Any) -> dict[str, torch.Tensor]:
     """OneFormer is told its task by a sentence."""
+    missing = (
+        f"The OneFormer in '{folder}' is told its task in words, for which its tokenizer (tokenizer.json, or vocab.json "
+        "and merges.txt) must lie there"
+    )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"{missing}.")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoded = tokenizer(
@@ -156,10 +165,7 @@ def _task_tokens(transformers: Any, folder: Path, config: Any) -> dict[str, torc
             return_tensors="pt",
         )  # fmt: skip
     except Exception as error:
-        raise UserError(
-            f"The OneFormer in '{folder}' is told its task in words, for which its tokenizer (tokenizer.json, or "
-            f"vocab.json and merges.txt) must lie there: {first_line(error)}"
-        ) from error
+        raise UserError(f"{missing}: {first_line(error)}") from error
     return {"task_inputs": encoded["input_ids"]}
 
 
@@ -190,12 +196,13 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 
 def _runs(model: nn.Module, size: tuple[int, int]) -> bool:
-    """Whether a network of this configuration takes images of a size, tried without numbers."""
+    """Whether the network takes images of a size. Tried with real ones: a trial on the meta device would be cheaper,
+    but leaves empty tensors in the caches that some of these networks share."""
     try:
-        with torch.device("meta"), torch.no_grad():
-            type(model)(model.config).eval()(torch.empty(1, 3, *size))
+        with torch.no_grad():
+            model(torch.zeros(1, 3, *size))
     except Exception:
-        # Any error says no: the networks have no common one for a size they do not take.
+        # The networks have no common error for a size they do not take.
         return False
     return True
 

@@ -13,7 +13,7 @@ from robseg.loading.identify import identify
 from robseg.loading.libraries import TORCHVISION_IGNORE, open_smp, open_torchvision
 from robseg.loading.model_folder import read_model_folder
 from robseg.loading.normaliser import take_normaliser
-from robseg.loading.places import demo_folder, fetch, home, stored_weights
+from robseg.loading.places import fetch, home, stored_weights
 from robseg.loading.programs import open_program, program_kind
 from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import PUBLISHED
@@ -55,6 +55,11 @@ def open_model(
         model = SegmentationModel(model.network, mean=mean, std=std, output=model.output)
     model.set_precision(precision)
     return model
+
+
+def demo_folder(name: str) -> Path:
+    """Where the model `name` of `robseg demo` is kept."""
+    return home() / "models" / name
 
 
 def known_models() -> list[str]:

@@ -20,11 +20,6 @@ def home() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "robseg"
 
 
-def demo_folder(name: str) -> Path:
-    """Where the model `name` of `robseg demo` is kept."""
-    return home() / "models" / name
-
-
 def stored_weights(name: str) -> Path | None:
     """The file with the weights of the named model that lies in the folder of models, if there is one."""
     places = (home() / "models" / f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".pt"))

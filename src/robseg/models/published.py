@@ -17,8 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 PIR_AT = "PIR-AT, arXiv 2306.12941"
 DDC_AT = "DDC-AT, arXiv 2003.06555"
 
-RAW = "RGB in [0, 1] as it is, although the ImageNet backbone it started from normalises its own input"
-NORMALISED = "RGB with ImageNet's mean and std"
+RAW = "RGB in [0, 1] as it is: its authors feed no mean or std, whatever the backbone was trained behind"
+NORMALISED = "RGB normalised with ImageNet's mean and std"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _resnet(architecture: str, data: str, num_classes: int) -> PublishedModel:
         ARCHITECTURES[architecture],
         num_classes,
         data,
-        f"no defence, of {DDC_AT}",
+        f"undefended baseline of {DDC_AT}",
         NORMALISED,
         page=DDC_AT_PAGE,
         file=_in_archive(architecture, data, "no_defense"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import EllipsisType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,31 +70,10 @@ class SlidingWindow(nn.Module):
         return averaged if averaged.shape[-2:] == size else _log_resized(averaged, size)
 
     def _averaged(self, images: Tensor) -> Tensor:
-        """The logarithm of the mean over all windows that cover a pixel."""
-        height, width = images.shape[-2:]
-        padded, top, left = self._padded(images)
-        canvas = (padded.shape[-2], padded.shape[-1])
-        rows, columns = (window_starts(side, self.crop, self.stride) for side in canvas)
-        places = [(row, column) for row in rows for column in columns]
-        found = [self._log_probabilities(padded[self._window(*place)]) for place in places]
-        if len(found) == 1:
-            mean = found[0]
-        else:
-            highest = found[0].new_full((*found[0].shape[:2], *canvas), -torch.inf)
-            count = found[0].new_zeros(canvas)
-            for place, logs in zip(places, found, strict=True):
-                window = self._window(*place)
-                highest[window] = torch.maximum(highest[window], logs.detach())
-                count[window] += 1
-            total = torch.zeros_like(highest)
-            for (row, column), logs in zip(places, found, strict=True):
-                share = (logs - highest[self._window(row, column)]).exp()
-                total = total + F.pad(share, (column, canvas[1] - column - self.crop, row, canvas[0] - row - self.crop))
-            mean = (total / count).log() + highest
-        return mean[..., top : top + height, left : left + width]
-
-    def _window(self, row: int, column: int) -> tuple[EllipsisType, slice, slice]:
-        return ..., slice(row, row + self.crop), slice(column, column + self.crop)
+        canvas = on_canvas(images, self.crop, self.get_buffer("fill"))
+        places = window_places(canvas.images, self.crop, self.stride)
+        found = [self._log_probabilities(window_at(canvas.images, place, self.crop)) for place in places]
+        return canvas.cut(average_windows(found, places, canvas.images))
 
     def _log_probabilities(self, window: Tensor) -> Tensor:
         found = self._log_softmax(window)
@@ -108,17 +87,40 @@ class SlidingWindow(nn.Module):
             logits = F.interpolate(logits, size=window.shape[-2:], mode="bilinear", align_corners=False)
         return logits.log_softmax(1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
-    def _padded(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """The images in the middle of a canvas of at least crop x crop, and where they begin on it."""
-        height, width = images.shape[-2:]
-        missing = (max(self.crop - height, 0), max(self.crop - width, 0))
-        if missing == (0, 0):
-            return images, 0, 0
-        top, left = missing[0] // 2, missing[1] // 2
-        margins = (left, missing[1] - left, top, missing[0] - top)
-        # F.pad fills with one number; three need the difference from them padded with nought.
-        fill = self.get_buffer("fill").to(images)
-        return F.pad(images - fill, margins) + fill, top, left
+    def get_extra_state(self) -> Tensor:
+        """The windows belong to what is fingerprinted as the model: other windows give other predictions."""
+        fill = self.get_buffer("fill").flatten().tolist()
+        return torch.tensor([self.crop, self.stride, self.flip, self.long_side or 0, *fill], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Weights may be loaded whatever windows they were saved with."""
+
+
+class Canvas(NamedTuple):
+    """Images (B, 3, H, W) in the middle of canvases that are no smaller than a window, and where they lie."""
+
+    images: Tensor
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, found: Tensor) -> Tensor:
+        """What was found on the canvas (..., H', W') for the images alone."""
+        return found[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def on_canvas(images: Tensor, crop: int, fill: Tensor) -> Canvas:
+    """Images smaller than crop x crop filled up on all sides with `fill`, three values; others as they are."""
+    height, width = images.shape[-2:]
+    missing = (max(crop - height, 0), max(crop - width, 0))
+    if missing == (0, 0):
+        return Canvas(images, 0, 0, height, width)
+    top, left = missing[0] // 2, missing[1] // 2
+    # F.pad fills with one number; three need the difference from them padded with nought.
+    colour = fill.to(images).view(1, 3, 1, 1)
+    padded = F.pad(images - colour, (left, missing[1] - left, top, missing[0] - top)) + colour
+    return Canvas(padded, top, left, height, width)
 
 
 def window_starts(side: int, crop: int, stride: float) -> list[int]:
@@ -126,6 +128,40 @@ def window_starts(side: int, crop: int, stride: float) -> list[int]:
     step = math.ceil(crop * stride)
     number = math.ceil((side - crop) / step) + 1
     return [min(index * step, side - crop) for index in range(number)]
+
+
+def window_places(canvas: Tensor, crop: int, stride: float) -> list[tuple[int, int]]:
+    """(row, column) of the windows that cover a canvas (..., H, W)."""
+    rows, columns = (window_starts(side, crop, stride) for side in canvas.shape[-2:])
+    return [(row, column) for row in rows for column in columns]
+
+
+def window_at(canvas: Tensor, place: tuple[int, int], crop: int) -> Tensor:
+    """The window (..., crop, crop) that begins at (row, column); a view."""
+    return canvas[..., place[0] : place[0] + crop, place[1] : place[1] + crop]
+
+
+def average_windows(found: Sequence[Tensor], places: Sequence[tuple[int, int]], canvas: Tensor) -> Tensor:
+    """Logarithms of probabilities of windows (B, C, crop, crop), averaged as probabilities where windows overlap.
+
+    Gives the logarithm of the mean, (B, C, H, W) of the canvas.
+    """
+    if len(found) == 1:
+        return found[0]
+    crop = found[0].shape[-1]
+    height, width = canvas.shape[-2:]
+    # Taken off before the exponential and added after the logarithm, so that nothing underflows.
+    highest = found[0].new_full((*found[0].shape[:2], height, width), -torch.inf)
+    count = found[0].new_zeros(height, width)
+    for place, logs in zip(places, found, strict=True):
+        seen = window_at(highest, place, crop)
+        seen.copy_(torch.maximum(seen, logs.detach()))
+        window_at(count, place, crop).add_(1)
+    total = torch.zeros_like(highest)
+    for (row, column), logs in zip(places, found, strict=True):
+        share = (logs - window_at(highest, (row, column), crop)).exp()
+        total = total + F.pad(share, (column, width - column - crop, row, height - row - crop))
+    return (total / count).log() + highest
 
 
 class Padded(nn.Module):
@@ -158,6 +194,13 @@ class Padded(nn.Module):
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+    def get_extra_state(self) -> Tensor:
+        """As of `SlidingWindow`."""
+        return torch.tensor([self.multiple, *self.get_buffer("fill").flatten().tolist()], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """As of `SlidingWindow`."""
 
 
 def with_window(

@@ -74,12 +74,13 @@ class SegmentationModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, C, H, W)."""
-        x = images.double() if self.precision == "fp64" else images
+        # A copy: networks that normalise in place would change the caller's images.
+        x = images.clone().double() if self.precision == "fp64" else images.clone()
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
         batch = len(images)
         if batch == 1 and images.device.type == "cpu" and images.shape[-2] * images.shape[-1] <= PAIRED_PIXELS:
-            x = x.expand(2, -1, -1, -1)
+            x = x.repeat(2, 1, 1, 1)
         with self._arithmetic(images.device):
             raw = self.network(x)
         logits = find_logits(raw, self.output)[:batch].to(x.dtype)
