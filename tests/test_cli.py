@@ -260,7 +260,7 @@ def test_help_needs_no_torch():
 
 
 def test_our_own_faults_exit_with_1(here, capsys, monkeypatch):
-    monkeypatch.setattr("robseg.evaluation.evaluate.survey", lambda *_: 1 / 0)
+    monkeypatch.setattr("robseg.evaluation.prepare.survey", lambda *_: 1 / 0)
     code, _, err = robseg(capsys, monkeypatch, "evaluate", "factory:make", *BASE)
     assert code == 1
     assert "ZeroDivisionError" in err

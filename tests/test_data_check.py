@@ -68,10 +68,26 @@ def test_each_layout_is_recognised_with_its_splits(tmp_path: Path) -> None:
     assert recognise(tmp_path / "empty") == []
 
 
+def test_several_sets_in_one_folder_are_all_recognised(tmp_path: Path) -> None:
+    for make in (voc, sbd, ade20k):
+        make(tmp_path)
+    camvid(tmp_path / "CamVid")
+    cityscapes(tmp_path / "cityscapes")
+    specs = recognise(tmp_path)
+    assert list(dict.fromkeys(spec.name for spec in specs)) == ["voc", "sbd", "ade20k", "cityscapes", "camvid"]
+    assert all(len(open_data(format_spec(spec))) > 1 for spec in specs)
+
+
 def test_sbd_beside_voc_is_recognised_without_leak(tmp_path: Path) -> None:
     specs = recognise(sbd(voc(tmp_path)))
     assert [(spec.name, spec.options["split"]) for spec in specs][-1] == ("sbd", "train_noval")
     assert check_data(specs).faults == []
+
+
+def test_sbd_without_voc_is_checked_all_the_same(tmp_path: Path) -> None:
+    report = check_data(recognise(sbd(tmp_path)))
+    assert [split.images for split in report.splits] == [3, 2]
+    assert report.faults == []
 
 
 def test_what_is_reported_of_a_good_set(tmp_path: Path) -> None:
@@ -108,6 +124,35 @@ def test_every_fault_is_found_in_one_pass(tmp_path: Path) -> None:
         "undecodable label": ["2008_000015.png"],
         "picture of both val and train": ["2009_000001.jpg"],
     }
+
+
+def test_leaks_are_faults_beside_others(tmp_path: Path) -> None:
+    base = voc(tmp_path) / "VOCdevkit/VOC2012"
+    with (base / "ImageSets/Segmentation/train_aug.txt").open("a") as file:
+        file.write(f"{VOC_VAL[1]}\n")
+    (base / "SegmentationClass/2007_000032.png").unlink()
+    found = kinds(tmp_path)
+    assert found == {
+        "listed label that is missing": ["2007_000032.png"],
+        "picture of both val and train": [f"{VOC_VAL[1]}.jpg"],
+    }
+    with pytest.raises(UserError, match="are in VOC val"):
+        check_data([parse_spec(f"voc:{tmp_path}?split=train_aug")])
+    root = sbd(tmp_path)
+    specs = [parse_spec(f"voc:{root}"), parse_spec(f"sbd:{root}?split=train")]
+    for stem in ("2007_000033", "2007_000039"):
+        shutil.copy(base / f"JPEGImages/{stem}.jpg", root / f"benchmark_RELEASE/dataset/img/{stem}.jpg")
+    assert [(fault.kind, fault.path.name) for fault in check_data(specs).faults] == [
+        ("picture of both val and train", "2007_000033.jpg")
+    ]
+
+
+def test_a_split_that_cannot_be_opened_does_not_hide_the_others(tmp_path: Path) -> None:
+    root = ade20k(tmp_path)
+    shutil.rmtree(root / "ADEChallengeData2016/annotations/training")
+    (root / "ADEChallengeData2016/annotations/training").mkdir()
+    (root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png").write_text("")
+    assert list(kinds(root)) == ["set that cannot be opened", "undecodable label"]
 
 
 def test_unpaired_files_of_a_folder(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import torch
 
 import robseg
 from robseg.data import Dataset, check_sample, open_data, sample_size
+from robseg.data.check import check_data
 from robseg.data.cityscapes import TRAIN_IDS
+from robseg.data.layouts import recognise
 from robseg.errors import UserError
 from trees import AUG_ONLY, SBD_TRAIN, VOC_TRAIN, VOC_VAL, ade20k, cityscapes, indices, picture, save, sbd, voc
 from trees import with_border as bordered
@@ -163,6 +165,15 @@ def test_bad_mat_files(tmp_path: Path, content: bytes | None, words: str) -> Non
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"2007_000039\.mat' .*{words}"):
         open_data(f"sbd:{root}")[0]
+
+
+def test_sbd_without_scipy_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data(f"sbd:{sbd(voc(tmp_path))}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs SciPy: install it with pip install 'robseg\[sbd\]'"):
+        data[0]
+    with pytest.raises(UserError, match="needs SciPy"):
+        check_data(recognise(tmp_path))
 
 
 # ADE20K

@@ -12,6 +12,7 @@ from robseg.attacks.objectives import Objective
 from robseg.attacks.problem import (
     AttackResult,
     Model,
+    Problem,
     attacked,
     check_perturbation,
     generators,
@@ -64,13 +65,9 @@ def pgd(
     best_point, best_loss_point = images.clone(), images.clone()
     correct, best_loss = counted + 1, torch.full_like(counted, -torch.inf, dtype=images.dtype)
     forward, backward, invalid = (torch.zeros_like(counted) for _ in range(3))
-    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
     with attacked(model):
         for restart in range(restarts):
-            point = images
-            if random_start:
-                draws = generators(seed, image_ids, len(images), f"pgd/{name}/restart {restart}")
-                point = problem.threat.random_point(images, eps, draws)
+            point = _random_point(problem, eps, objective, restart, seed, image_ids) if random_start else images
             for i in range(steps + 1):
                 look = problem.look(point, progress=i / steps, gradient=i < steps)
                 forward += counted > 0
@@ -84,11 +81,57 @@ def pgd(
                 best_loss = torch.where(higher, look.tracked, best_loss)
                 best_loss_point = torch.where(higher.view(-1, 1, 1, 1), point, best_loss_point)
                 if i < steps:
-                    moved = point + alpha * problem.threat.steepest(look.gradient)
-                    point = problem.threat.project(images, moved, eps)
+                    point = _moved(problem, point, look.gradient, eps, alpha)
     check_perturbation(images, best_point, eps, problem.threat)
     accuracy = torch.where(counted > 0, correct / counted.clamp_min(1).double(), torch.nan)
     return AttackResult(best_point, accuracy, best_loss, best_loss_point, forward, backward, invalid)
+
+
+def ascend(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    objective: str | Objective = "ce",
+    threat: str | Threat = "linf",
+    random_start: bool = True,
+    class_weights: Tensor | None = None,
+    seed: int = 0,
+    image_ids: Sequence[str] | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """The last iterate of `pgd`, (B, 3, H, W), without a look at how good it is: what training needs of an attack.
+
+    It costs `steps` forward and `steps` backward passes. Arguments and what is raised as in `pgd`.
+    """
+    problem = make_problem(
+        model, images, labels,
+        eps=eps, objective=objective, tracked=None, class_weights=class_weights, threat=threat,
+        ignore_index=ignore_index,
+    )  # fmt: skip
+    if steps < 1 or not alpha >= 0:
+        raise ValueError(f"steps must be at least 1 and alpha >= 0, got {steps}, {alpha}")
+    point = _random_point(problem, eps, objective, 0, seed, image_ids) if random_start else images
+    with attacked(model):
+        for i in range(steps):
+            gradient = problem.look(point, progress=i / steps, gradient=True).gradient
+            point = _moved(problem, point, gradient, eps, alpha)
+    return point
+
+
+def _random_point(
+    problem: Problem, eps: float, objective: str | Objective, restart: int, seed: int, image_ids: Sequence[str] | None
+) -> Tensor:
+    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
+    draws = generators(seed, image_ids, len(problem.images), f"pgd/{name}/restart {restart}")
+    return problem.threat.random_point(problem.images, eps, draws)
+
+
+def _moved(problem: Problem, point: Tensor, gradient: Tensor, eps: float, alpha: float) -> Tensor:
+    return problem.threat.project(problem.images, point + alpha * problem.threat.steepest(gradient), eps)
 
 
 def fgsm(

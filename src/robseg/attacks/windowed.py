@@ -35,7 +35,8 @@ def attack_each_window(
     (`robseg.models.sliding.with_window`). DDC-AT's test is `attack` "bim" within eps 0.03, without mirrored windows.
 
     model: of a window; images in [0, 1] to logits. images: (B, 3, H, W) in [0, 1]; labels: (B, H, W). eps: in the
-    images' units. fill: the colour, in [0, 1], around images smaller than the window. The rest as in `AttackConfig.run`.
+    images' units. fill: the colour, in [0, 1], around images smaller than the window. The rest as in
+    `AttackConfig.run`.
     """
     names = [str(index) for index in range(len(images))] if image_ids is None else list(image_ids)
     canvas = on_canvas(images, crop, torch.tensor(list(fill)))

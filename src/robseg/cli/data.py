@@ -55,8 +55,9 @@ def show(
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is '{out}'; it must be a .png.")
+    sheet = contact_sheet(open_data(source), count)
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(open_data(source), count).save(out)
+    sheet.save(out)
     print(out)
 
 

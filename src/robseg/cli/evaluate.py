@@ -69,7 +69,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes, where the data set does not say it.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images attacked together; changes the speed, not the result.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the model.")] = Precision.fp32,
     norm: Annotated[
         Norm, typer.Option(help="Ball of the perturbations; l2 takes eps on the 0..255 scale too.")

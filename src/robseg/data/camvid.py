@@ -1,7 +1,7 @@
 """CamVid in the layout and with the classes of SegNet (1511.00561): camvid:ROOT?split=val.
 
-ROOT holds {train,val,test} with images and {train,val,test}annot with index PNGs of the same names; 11 classes, 11 is
-void. Options
+ROOT, or the folder CamVid in it, holds {train,val,test} with images and {train,val,test}annot with index PNGs of the
+same names; 11 classes, 11 is void. Options
 - split: train, val (the default) or test.
 - sequence, without: keep, or leave out, the frames whose names start with this (or one of these, with commas), such
   as 0016E5. The published splits share video sequences: frames of 0016E5 are in train and are all of val, so
@@ -36,9 +36,9 @@ CLASSES = ClassList(
 def open_camvid(root: str | None, options: Mapping[str, str]) -> PairSet:
     """Open one split of CamVid; the module says what the options are. Raises UserError for what is wrong."""
     check_options("camvid", options, ("split", "sequence", "without"))
-    path = existing_root("camvid", root)
+    path = _home(existing_root("camvid", root))
     split = choice("camvid", "split", options, SPLITS, "val")
-    there = splits_of(path)
+    there = _splits_in(path)
     if split not in there:
         found = f"only {' and '.join(there)}" if there else "no split at all"
         raise UserError(f"'{path}' lacks the folders {split} and {split}annot of CamVid; it has {found}.")
@@ -60,7 +60,15 @@ def open_camvid(root: str | None, options: Mapping[str, str]) -> PairSet:
 
 def splits_of(root: Path) -> tuple[str, ...]:
     """The splits that the folder has; none where it does not hold CamVid in this layout."""
-    return tuple(name for name in SPLITS if (root / name).is_dir() and (root / f"{name}annot").is_dir())
+    return _splits_in(_home(root))
+
+
+def _home(root: Path) -> Path:
+    return root / "CamVid" if not _splits_in(root) and _splits_in(root / "CamVid") else root
+
+
+def _splits_in(folder: Path) -> tuple[str, ...]:
+    return tuple(name for name in SPLITS if (folder / name).is_dir() and (folder / f"{name}annot").is_dir())
 
 
 def _filtered(pairs: tuple[Pair, ...], option: str, starts: tuple[str, ...]) -> tuple[Pair, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from robseg.data import DATASETS
 from robseg.data.base import IGNORE_INDEX, ClassList
 from robseg.data.files import read_label, read_pixels
+from robseg.data.mat import need_scipy
 from robseg.data.pairs import Fault, Pair, PairSet, check_sizes, translate
 from robseg.data.protocols import OPTIONS as PROTOCOL_OPTIONS
 from robseg.data.threads import in_threads
@@ -75,19 +76,25 @@ def check_data(specs: Sequence[Spec], advance: Callable[[int, int], None] = lamb
     Faults: files without counterpart, missing or undecodable; an image and its label of different sizes; label values
     outside the encoding; colour masks and palettes in another order; labels without a counted pixel; the same picture
     in training and judging splits. A file of several splits is decoded once. `advance` is called with the files done
-    and the files in all. Raises UserError for a set that cannot be opened at all.
+    and the files in all. A set that cannot be opened at all is a fault beside others; UserError where none can be.
     """
-    datasets = [_lenient(spec) for spec in specs]
+    specs, datasets, everything = _opened(specs)
     report = Report()
-    seen: dict[tuple[Path, Path, str], PairReport] = {}
+    encodings = [str(dataset.table) for dataset in datasets]
     jobs = {
-        (pair.image, pair.label, str(dataset.table)): (pair, dataset) for dataset in datasets for pair in dataset.pairs
+        (*pair[:2], encoding): (pair, dataset)
+        for dataset, encoding in zip(datasets, encodings, strict=True)
+        for pair in dataset.pairs
     }
+    seen: dict[tuple[Path, Path, str], PairReport] = {}
     for key, one in zip(jobs, in_threads(lambda job: check_pair(*job), jobs.values()), strict=True):
         seen[key] = one
         advance(2 * len(seen), 2 * len(jobs))
-    for spec, dataset in zip(specs, datasets, strict=True):
-        found_here = [seen[pair.image, pair.label, str(dataset.table)] for pair in dataset.pairs]
+    reports = [
+        [seen[(*pair[:2], encoding)] for pair in dataset.pairs]
+        for dataset, encoding in zip(datasets, encodings, strict=True)
+    ]
+    for spec, dataset, found_here in zip(specs, datasets, reports, strict=True):
         pixels = torch.zeros(len(dataset.classes) + 1, dtype=torch.int64)
         for found in found_here:
             if found.pixels is not None:
@@ -98,9 +105,9 @@ def check_data(specs: Sequence[Spec], advance: Callable[[int, int], None] = lamb
                 spec, dataset.name, dataset.void, dataset.classes, len(dataset), sizes, pixels, _classes_known(spec)
             )
         )
-    everything = [fault for dataset in datasets for fault in dataset.faults]
+    everything += [fault for dataset in datasets for fault in dataset.faults]
     everything += [fault for found in seen.values() for fault in found.faults]
-    everything += _duplicates(specs, datasets, seen)
+    everything += _duplicates(specs, datasets, reports)
     report.faults = list(dict.fromkeys(everything))
     return report
 
@@ -115,18 +122,18 @@ def check_pair(pair: Pair, dataset: PairSet) -> PairReport:
         size = (image.shape[0], image.shape[1])
         digest = hashlib.blake2b(repr((size, image.ndim)).encode() + image.tobytes(), digest_size=16).digest()
     except UserError as error:
-        faults.append(Fault("undecodable image", pair.image, _sentence(error)))
+        faults.append(Fault("undecodable image", pair.image, _sentence(error, pair.image)))
     try:
         values = read_label(pair.label)
     except UserError as error:
         fault = _colour_fault(pair.label, dataset.classes)
-        faults.append(fault or Fault("undecodable label", pair.label, _sentence(error)))
+        faults.append(fault or Fault("undecodable label", pair.label, _sentence(error, pair.label)))
         return PairReport(size, digest, None, tuple(faults))
     try:
         if size is not None:
             check_sizes(pair, size, values)
     except UserError as error:
-        faults.append(Fault("size mismatch", pair.label, _sentence(error)))
+        faults.append(Fault("size mismatch", pair.label, _sentence(error, pair.label)))
     palette = _palette_fault(pair.label, values, dataset)
     if palette is not None:
         faults.append(palette)
@@ -138,13 +145,39 @@ def check_pair(pair: Pair, dataset: PairSet) -> PairReport:
             text = "every pixel of it is ignored, so nothing of the image counts"
             faults.append(Fault("empty label", pair.label, text))
     except UserError as error:
-        faults.append(Fault("label value outside the encoding", pair.label, _sentence(error)))
+        faults.append(Fault("label value outside the encoding", pair.label, _sentence(error, pair.label)))
     return PairReport(size, digest, pixels, tuple(faults))
 
 
-def _lenient(spec: Spec) -> PairSet:
-    """The set with its faults, which `open_data` would raise for; a folder without class list with all values."""
-    options = {key: value for key, value in spec.options.items() if key not in PROTOCOL_OPTIONS}
+def _opened(specs: Sequence[Spec]) -> tuple[list[Spec], list[PairSet], list[Fault]]:
+    """The sets that can be opened, and a fault for each that cannot."""
+    good: list[Spec] = []
+    datasets: list[PairSet] = []
+    faults: list[Fault] = []
+    # Where VOC val is there to be compared with, what leaks is found by its pixels, with the rest.
+    compared = any(spec.name == "voc" and _role(spec) == "val" for spec in specs)
+    for spec in specs:
+        try:
+            datasets.append(_lenient(spec, {"leak": "allow"} if compared and spec.name in ("voc", "sbd") else {}))
+            good.append(spec)
+        except UserError as error:
+            if len(specs) == 1:
+                raise
+            faults.append(Fault("set that cannot be opened", Path(str(spec.root)), _sentence(error, None)))
+    if not datasets:
+        raise UserError(f"None of the {len(specs)} sets can be opened; the first: {faults[0].text}.")
+    mat = next((p.label for dataset in datasets for p in dataset.pairs[:1] if p.label.suffix == ".mat"), None)
+    if mat is not None:
+        need_scipy(mat)
+    return good, datasets, faults
+
+
+def _lenient(spec: Spec, usual: dict[str, str]) -> PairSet:
+    """The set with its faults, which `open_data` would raise for; a folder without class list with all values.
+
+    usual: options that the spec may override.
+    """
+    options = usual | {key: value for key, value in spec.options.items() if key not in PROTOCOL_OPTIONS}
     if not _classes_known(spec):
         options["classes"] = str(IGNORE_INDEX)
     if spec.name not in DATASETS:
@@ -165,22 +198,28 @@ def _classes_known(spec: Spec) -> bool:
 
 
 def _duplicates(
-    specs: Sequence[Spec], datasets: Sequence[PairSet], seen: dict[tuple[Path, Path, str], PairReport]
+    specs: Sequence[Spec], datasets: Sequence[PairSet], reports: Sequence[Sequence[PairReport]]
 ) -> Iterable[Fault]:
     """The same picture in splits that should share none, such as train and val; train and train_aug may."""
     first: dict[bytes, dict[str, Path]] = {}
-    for spec, dataset in zip(specs, datasets, strict=True):
-        split = spec.options.get("split", str(spec.options.get("file", spec.name)))
-        role = "train" if split.startswith("train") else split
-        for pair in dataset.pairs:
-            digest = seen[pair.image, pair.label, str(dataset.table)].digest
-            if digest is None:
+    for spec, dataset, found_here in zip(specs, datasets, reports, strict=True):
+        role = _role(spec)
+        for pair, found in zip(dataset.pairs, found_here, strict=True):
+            if found.digest is None:
                 continue
-            places = first.setdefault(digest, {})
+            places = first.setdefault(found.digest, {})
             for other, path in places.items():
                 if other != role:
-                    yield Fault(f"picture of both {other} and {role}", pair.image, f"it is the picture '{path}'")
+                    text = "both list it" if path == pair.image else f"it is the picture '{path}'"
+                    yield Fault(f"picture of both {other} and {role}", pair.image, text)
             places.setdefault(role, pair.image)
+
+
+def _role(spec: Spec) -> str:
+    """What a split is for; splits of one role may share pictures, as train and train_aug do."""
+    usual = {"sbd": "train", "folder": str(spec.root), "list": str(spec.root)}.get(spec.name, "val")
+    split = spec.options.get("split", spec.options.get("file", usual))
+    return "train" if split.startswith("train") else split
 
 
 def _colour_fault(path: Path, classes: ClassList) -> Fault | None:
@@ -227,6 +266,7 @@ def _palette_fault(path: Path, values: Tensor, dataset: PairSet) -> Fault | None
     return Fault("palette in another order than the classes", path, f"{text}folder with robseg data index")
 
 
-def _sentence(error: UserError) -> str:
-    text = str(error).rstrip(".")
+def _sentence(error: UserError, path: Path | None) -> str:
+    """The message as the rest of a line that names the path already."""
+    text = str(error).rstrip(".").replace(f" '{path}'", "")
     return text[0].lower() + text[1:]

@@ -23,6 +23,10 @@ LAYOUTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
 def recognise(root: Path) -> list[Spec]:
     """The splits of all published sets in the folder; of none, the folder as images and labels; or nothing."""
     found = [Spec(name, str(root), {"split": split}) for name, splits in LAYOUTS.items() for split in splits(root)]
+    for spec in found:
+        if (spec.name, spec.options["split"]) == ("sbd", "train"):
+            # There is no VOC near it to compare with.
+            spec.options["leak"] = "allow"
     return found or ([Spec("folder", str(root))] if is_folder_set(root) else [])
 
 

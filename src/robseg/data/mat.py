@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,9 @@ def read_mat_label(path: Path) -> Tensor:
 
     Raises UserError where the file is absent, broken or without that field, and where SciPy is not installed.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UserError(
-            f"The label '{path}' is a MATLAB file, which needs SciPy: install it with pip install 'robseg[sbd]'."
-        ) from None
+    need_scipy(path)
+    from scipy.io import loadmat
+
     try:
         content = loadmat(path, variable_names=["GTcls"], simplify_cells=True)
     except FileNotFoundError:
@@ -42,3 +40,11 @@ def read_mat_label(path: Path) -> Tensor:
             "Boundaries Dataset."
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def need_scipy(path: Path) -> None:
+    """Raise UserError, for the label `path`, where SciPy is not installed."""
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError(
+            f"The label '{path}' is a MATLAB file, which needs SciPy: install it with pip install 'robseg[sbd]'."
+        )

@@ -38,14 +38,14 @@ def open_sbd(root: str | None, options: Mapping[str, str]) -> PairSet:
     lines = [line for name in lists for line in read_stems(path / f"{name}.txt")]
     source = path / f"{lists[0]}.txt" if len(lists) == 1 else path
     voc = find_voc(path, options.get("voc"))
-    if split != "val" and leak != "allow":
+    if split in ("train_noval", "train_aug") or (split != "val" and leak != "allow"):
         if voc is None or not val_stems(voc):
             raise UserError(
                 f"SBD's lists hold images of VOC val, and VOC's val.txt was not found near '{path}': give "
                 "voc=FOLDER of VOC2012, or split=train&leak=allow where VOC val is not what you judge on."
             )
-        explicit = split in ("train", "trainval")
-        lines = without_leaks(lines, str(source), val_stems(voc), leak if explicit else "leave-out")
+        asked = split in ("train", "trainval")
+        lines = without_leaks(lines, str(source), val_stems(voc), leak if asked else "leave-out")
     pairs, faults = pair_stems(lines, source, path / "img", path / "cls", ".mat")
     if split == "train_aug" and voc is not None:
         pairs, faults = _with_voc_train(pairs, faults, voc)
@@ -53,12 +53,12 @@ def open_sbd(root: str | None, options: Mapping[str, str]) -> PairSet:
 
 
 def splits_of(root: Path) -> tuple[str, ...]:
-    """The splits that can be opened from the folder; none where it does not hold SBD."""
+    """What of SBD the folder holds: all but VOC val where that is known, else SBD's own splits, or nothing."""
     path = first_with(root, PLACES, ("img", "cls"))
     if path is None or not all((path / f"{name}.txt").is_file() for name in ("train", "val")):
         return ()
     voc = find_voc(path, None)
-    return ("train_noval",) if voc is not None and val_stems(voc) else ("val",)
+    return ("train_noval",) if voc is not None and val_stems(voc) else ("train", "val")
 
 
 def find_voc(path: Path, given: str | None) -> Path | None:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robseg.attacks.catalogue import AttackConfig, find_attacks
-from robseg.attacks.objectives import inverse_frequency_weights
-from robseg.attacks.sea import needs_class_weights
-from robseg.data import Dataset, as_dataset, take
-from robseg.errors import UserError
+from robseg.data import Dataset
 from robseg.evaluation.judge import Batch, Condition, conditions, judge, keep_worst
-from robseg.evaluation.processes import Processes, join_processes
+from robseg.evaluation.prepare import Job, prepare
+from robseg.evaluation.processes import join_processes
 from robseg.evaluation.progress import Listener, Stages, stages
 from robseg.evaluation.scoring import make_result
-from robseg.evaluation.survey import Survey, batches, class_pixels, model_fingerprint, survey
-from robseg.loading.model_source import open_model
+from robseg.evaluation.survey import batches
 from robseg.models.probe import probe
-from robseg.models.wrapper import Precision, SegmentationModel
+from robseg.models.wrapper import Precision
 from robseg.records.files import write_text
-from robseg.records.result import ClassWeights, ModelEntry, Result, read_result
-from robseg.records.run_folder import RunFolder
-from robseg.records.settings import SaveImages, Settings, make_settings
+from robseg.records.result import Result, read_result
+from robseg.records.settings import SaveImages
 from robseg.report.page import write_report
 
 PROBE_IMAGES = 4
@@ -80,7 +72,7 @@ def evaluate(
     """
     processes = join_processes(device)
     with stages(progress if processes.rank == 0 else False) as shown:
-        job = _prepare(
+        job = prepare(
             model, data, train_data, processes, shown, out, precision,
             {
                 "eps": (eps,) if isinstance(eps, (int, float)) else tuple(eps), "norm": norm,
@@ -99,118 +91,7 @@ def evaluate(
     return read_result(job.folder.path)
 
 
-@dataclass
-class _Job:
-    """One evaluation, ready to run. accuracies: condition -> index -> accuracy of what is recorded."""
-
-    settings: Settings
-    dataset: Dataset
-    surveyed: Survey
-    model: SegmentationModel
-    model_entry: ModelEntry
-    weights: Tensor | None
-    weights_entry: ClassWeights | None
-    folder: RunFolder
-    processes: Processes
-    accuracies: dict[str, dict[int, float]] = field(default_factory=dict)
-
-
-def _prepare(
-    model: str | nn.Module,
-    data: str | Dataset | Sequence[Any],
-    train_data: str | Dataset | Sequence[Any] | None,
-    processes: Processes,
-    shown: Stages,
-    out: str | Path | None,
-    precision: Precision | None,
-    values: dict[str, Any],
-) -> _Job:
-    own = model.precision if isinstance(model, SegmentationModel) else "fp32"
-    settings = make_settings(
-        model=model if isinstance(model, str) else _title(model), data=data if isinstance(data, str) else "given",
-        train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
-        precision=precision or own, device=processes.device.type, **values,
-    )  # fmt: skip
-    dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
-    if settings.limit is not None:
-        dataset = take(dataset, settings.limit)
-    wrapped = _wrap(model, settings, len(dataset.classes)).to(processes.device)
-    shown.begin("reading the data", len(dataset))
-    surveyed = survey(dataset, shown.advance)
-    if settings.save_images == "8bit" and not surveyed.on_8bit_grid:
-        raise UserError("Images of this data set are not 8-bit, so rounding could leave the ball; save them as float.")
-    weights, entry = _class_weights(settings, dataset, surveyed, train_data, shown)
-    model_entry = ModelEntry(
-        name=settings.model,
-        parameters=sum(p.numel() for p in wrapped.parameters()),
-        mean=None if wrapped.mean is None else [round(v, 6) for v in wrapped.mean.flatten().tolist()],
-        std=None if wrapped.std is None else [round(v, 6) for v in wrapped.std.flatten().tolist()],
-        precision=settings.precision,
-        sha256=model_fingerprint(wrapped),
-    )
-    path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
-    folder = RunFolder(path, len(dataset.classes), processes.rank)
-    if processes.rank == 0:
-        identity = {
-            "robseg_version": version("robseg"),
-            "model_sha256": model_entry.sha256,
-            "data_sha256": surveyed.sha256,
-            "class_weights_sha256": None if weights is None else hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
-        }
-        folder.begin({"settings": settings.model_dump(mode="json"), "identity": identity})
-    processes.wait()
-    return _Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)
-
-
-def _title(model: nn.Module) -> str:
-    inner = model.network if isinstance(model, SegmentationModel) else model
-    return type(inner).__name__
-
-
-def _with_classes(data: Any, classes: int | None) -> Any:
-    """A folder set without a class list takes the number of classes from --classes."""
-    if isinstance(data, str) and classes is not None and data.partition(":")[0] == "folder" and "classes=" not in data:
-        return f"{data}{'&' if '?' in data else '?'}classes={classes}"
-    return data
-
-
-def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> SegmentationModel:
-    if isinstance(model, str):
-        return open_model(
-            model, num_classes=settings.classes or num_classes, checkpoint=settings.checkpoint,
-            mean=settings.mean, std=settings.std, precision=settings.precision,
-        )  # fmt: skip
-    if settings.checkpoint is not None:
-        raise UserError("A checkpoint can be given for a model named by a text; load it into the module yourself.")
-    if not isinstance(model, SegmentationModel):
-        return SegmentationModel(model, mean=settings.mean, std=settings.std, precision=settings.precision)
-    if settings.mean is not None:
-        model = SegmentationModel(model.network, mean=settings.mean, std=settings.std, output=model.output)
-    model.set_precision(settings.precision)
-    return model
-
-
-def _class_weights(
-    settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Stages
-) -> tuple[Tensor | None, ClassWeights | None]:
-    if not needs_class_weights(settings.attacks):
-        return None, None
-    pixels, source = surveyed.class_pixels, "evaluated labels"
-    if train_data is not None:
-        train = as_dataset(_with_classes(train_data, settings.classes), settings.classes)
-        if len(train.classes) != len(dataset.classes):
-            raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
-        shown.begin("counting training labels", len(train))
-        pixels, source = class_pixels(train, shown.advance), "training labels"
-    if not bool((pixels > 0).any()):
-        if train_data is not None:
-            raise UserError("The training data have no counted pixel to take class weights from.")
-        raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
-    weights = inverse_frequency_weights(pixels)
-    return weights, ClassWeights(source=source, values=weights.tolist())
-
-
-def _probe(job: _Job) -> list[str]:
+def _probe(job: Job) -> list[str]:
     """Check the model on the first images that have counted pixels, as many of one size as there are up to a few."""
     plan = batches(job.surveyed.sizes, min(PROBE_IMAGES, job.settings.batch_size))
     chosen = next((b for b in plan if any(job.surveyed.counted[i] for i in b)), plan[0])
@@ -218,7 +99,7 @@ def _probe(job: _Job) -> list[str]:
     return probe(job.model, batch.images, batch.labels, len(job.dataset.classes))
 
 
-def _load(job: _Job, indices: Sequence[int]) -> Batch:
+def _load(job: Job, indices: Sequence[int]) -> Batch:
     samples = [job.dataset[index] for index in indices]
     dtype = torch.float64 if job.settings.precision == "fp64" else torch.float32
     return Batch(
@@ -229,7 +110,7 @@ def _load(job: _Job, indices: Sequence[int]) -> Batch:
     )
 
 
-def _attack_all(job: _Job, shown: Stages) -> None:
+def _attack_all(job: Job, shown: Stages) -> None:
     """Every batch through every condition that is not yet recorded for all of its images."""
     plan = conditions(job.settings)
     mine = batches(job.surveyed.sizes, job.settings.batch_size)[job.processes.rank :: job.processes.count]
@@ -260,14 +141,14 @@ def _accuracy(counts: Any) -> float:
     return int(counts.intersection.sum()) / pixels if pixels else math.nan
 
 
-def _worst_at(job: _Job, eps: float) -> dict[int, float]:
+def _worst_at(job: Job, eps: float) -> dict[int, float]:
     """Lowest accuracy over the attacks and the clean image, of the images that went through all of them."""
     tables = [job.accuracies[c.name] for c in conditions(job.settings) if c.attack is None or c.eps == eps]
     common = set.intersection(*(set(table) for table in tables))
     return {index: min(table[index] for table in tables) for index in common}
 
 
-def _running(job: _Job) -> str:
+def _running(job: Job) -> str:
     parts = []
     for eps in job.settings.eps:
         known = [value for value in _worst_at(job, eps).values() if value == value]
@@ -277,7 +158,7 @@ def _running(job: _Job) -> str:
 
 
 @contextmanager
-def _moving(job: _Job, shown: Stages, condition: Condition, done: float, missing: int, batch: int) -> Iterator[None]:
+def _moving(job: Job, shown: Stages, condition: Condition, done: float, missing: int, batch: int) -> Iterator[None]:
     """Let the bar move with the forward passes of an attack, which may take minutes."""
     steps = (condition.attack.steps * condition.attack.restarts if condition.attack else 0) + 2
     passes = 0
@@ -294,7 +175,7 @@ def _moving(job: _Job, shown: Stages, condition: Condition, done: float, missing
         handle.remove()
 
 
-def _finish(job: _Job, warnings: Sequence[str]) -> None:
+def _finish(job: Job, warnings: Sequence[str]) -> None:
     result = make_result(
         job.folder, job.settings, job.dataset, job.surveyed, job.model_entry, job.weights_entry,
         job.processes.device, warnings,

@@ -22,8 +22,8 @@ from robseg.models.wrapper import SegmentationModel
 from robseg.records.run_folder import CLEAN, Record, RunFolder, as_8bit, condition_name, save_png
 from robseg.records.settings import Settings
 
-PREVIEWS = 12
-"""How many of the worst images keep pictures for the report."""
+PREVIEWS = 24
+"""How many of the worst images keep pictures; twice what a report shows, so that two runs have some in common."""
 
 
 @dataclass(frozen=True)

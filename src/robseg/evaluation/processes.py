@@ -24,7 +24,7 @@ class Processes:
 def join_processes(device: str) -> Processes:
     """This process among those that `accelerate launch`, torchrun or SLURM started; alone where none did.
 
-    device: "auto" (this process's GPU, else Apple's, else the CPU) or a torch device such as "cpu" and "cuda:1".
+    device: "auto" (this process's GPU, else the CPU) or a torch device such as "cpu" and "cuda:1".
     Raises UserError for a device that is none or not there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -37,17 +37,16 @@ def join_processes(device: str) -> Processes:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by name, "auto" for the best there is; UserError where it is none or not there."""
+    """A device by name, "auto" for the GPU where there is one and else the CPU; UserError where it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"'{name}' is no device; use auto, cpu, cuda, cuda:1 or mps.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"The device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
-    if device.type == "mps" and not torch.mps.is_available():
-        raise UserError("The device mps is not there.")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"The device {name} is not supported; use auto, cpu, cuda, cuda:1 or mps.")
+        raise UserError(f"'{name}' is no device; use auto, cpu, cuda or cuda:1.") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"The device {name} cannot be used: {reason}; use auto or cpu.") from None
     return device

@@ -153,8 +153,8 @@ def _has_queries(model: nn.Module) -> bool:
 def _task_tokens(transformers: Any, folder: Path, config: Any) -> dict[str, torch.Tensor]:
     """OneFormer is told its task by a sentence."""
     missing = (
-        f"The OneFormer in '{folder}' is told its task in words, for which its tokenizer (tokenizer.json, or vocab.json "
-        "and merges.txt) must lie there"
+        f"The OneFormer in '{folder}' is told its task in words, for which its tokenizer (tokenizer.json, or "
+        "vocab.json and merges.txt) must lie there"
     )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{missing}.")

@@ -31,7 +31,10 @@ def identify(path: Path) -> str:
 
 
 def published_fits(state: Mapping[str, Tensor]) -> list[str]:
-    """The published models that a state dict fits in every entry; there is never more than one of them by shape."""
+    """The published models that a state dict fits in every entry.
+
+    An undefended baseline fits its DDC-AT sister too, which is the same network at test time, and stands before it.
+    """
     found = []
     for name, model in PUBLISHED.items():
         with torch.device("meta"):

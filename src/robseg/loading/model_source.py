@@ -108,9 +108,7 @@ def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation:
     if colon and after and "/" not in before:
         return open_factory(before, after, num_classes)
     if "/" in name or name.startswith(".") or name.endswith(WEIGHT_FILES):
-        raise UserError(
-            f"There is no file or folder '{name}'; MODEL is one of these, a name, or package.module:factory."
-        )
+        raise UserError(f"'{name}' is no folder and no file; MODEL is one of these, a name, or package.module:factory.")
     raise unknown_name("model", name, known_models())
 
 
@@ -146,8 +144,8 @@ def _other_classes(name: str, stored: int, wanted: int) -> str:
     """What to do with a checkpoint of another number of classes."""
     if name not in PUBLISHED:
         return (
-            f"evaluate it on data with {stored} classes (a folder without a class list takes --classes {stored}), or "
-            f"give a checkpoint of {wanted}"
+            f"take data with {stored} classes (--classes {stored} where they do not say how many), or a checkpoint of "
+            f"{wanted}"
         )
     architecture = PUBLISHED[name].architecture
     same = [n for n, m in PUBLISHED.items() if (m.architecture, m.num_classes) == (architecture, stored)]

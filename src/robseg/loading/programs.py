@@ -119,7 +119,9 @@ def _refuse_pickles(path: Path) -> None:
                 continue
             content = archive.read(name)
             try:
-                torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
                 if start.startswith(b"\x80") and not _is_pickle(content):
                     continue

@@ -24,7 +24,7 @@ BUDGET = 7_000_000
 """How many characters the pictures of all images may take together."""
 
 MOST_IMAGES = 12
-"""How many images a comparison shows, unless one of its runs has more."""
+"""How many images are shown."""
 
 SMALL = 200
 """Images whose longer side is below this are kept losslessly and drawn with visible pixels."""
@@ -96,11 +96,9 @@ def _worst_first(runs: Mapping[str, Result]) -> list[int]:
     """Images with previews by their lowest accuracy in any run at any radius."""
     accuracy: dict[int, float] = {}
     stored: dict[int, int] = {}
-    most = MOST_IMAGES
     for result in runs.values():
         folder = _folder(result)
         own = [image for image in result.images if folder.preview_folder(image.index).is_dir()]
-        most = max(most, len(own))
         for image in own:
             stored[image.index] = stored.get(image.index, 0) + 1
         for image in result.images:
@@ -108,7 +106,7 @@ def _worst_first(runs: Mapping[str, Result]) -> list[int]:
             lowest = min((value for value in values if value is not None), default=2.0)
             accuracy[image.index] = min(lowest, accuracy.get(image.index, 2.0))
     # What more runs have pictures of is better to compare.
-    kept = sorted(stored, key=lambda index: (-stored[index], accuracy[index], index))[:most]
+    kept = sorted(stored, key=lambda index: (-stored[index], accuracy[index], index))[:MOST_IMAGES]
     return sorted(kept, key=lambda index: (accuracy[index], index))
 
 

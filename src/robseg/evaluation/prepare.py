@@ -1,0 +1,143 @@
+"""Everything an evaluation needs before it attacks: checked settings, surveyed data, a model, a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from robseg.attacks.objectives import inverse_frequency_weights
+from robseg.attacks.sea import needs_class_weights
+from robseg.data import Dataset, as_dataset, take
+from robseg.errors import UserError
+from robseg.evaluation.processes import Processes
+from robseg.evaluation.progress import Stages
+from robseg.evaluation.survey import Survey, class_pixels, model_fingerprint, survey
+from robseg.loading.model_source import open_model
+from robseg.models.wrapper import Precision, SegmentationModel
+from robseg.records.result import ClassWeights, ModelEntry
+from robseg.records.run_folder import RunFolder
+from robseg.records.settings import Settings, make_settings
+
+
+@dataclass
+class Job:
+    """One evaluation, ready to run. accuracies: condition -> index -> accuracy of what is recorded."""
+
+    settings: Settings
+    dataset: Dataset
+    surveyed: Survey
+    model: SegmentationModel
+    model_entry: ModelEntry
+    weights: Tensor | None
+    weights_entry: ClassWeights | None
+    folder: RunFolder
+    processes: Processes
+    accuracies: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def prepare(
+    model: str | nn.Module,
+    data: str | Dataset | Sequence[Any],
+    train_data: str | Dataset | Sequence[Any] | None,
+    processes: Processes,
+    shown: Stages,
+    out: str | Path | None,
+    precision: Precision | None,
+    values: dict[str, Any],
+) -> Job:
+    """Check what `robseg.evaluate` was given (`values`: the other settings), and begin or go on with its run folder.
+
+    Raises UserError, one sentence, for what does not fit; nothing is written before everything was checked.
+    """
+    own = model.precision if isinstance(model, SegmentationModel) else "fp32"
+    settings = make_settings(
+        model=model if isinstance(model, str) else _title(model), data=data if isinstance(data, str) else "given",
+        train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
+        precision=precision or own, device=processes.device.type, **values,
+    )  # fmt: skip
+    dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
+    if settings.limit is not None:
+        dataset = take(dataset, settings.limit)
+    wrapped = _wrap(model, settings, len(dataset.classes)).to(processes.device)
+    shown.begin("reading the data", len(dataset))
+    surveyed = survey(dataset, shown.advance)
+    if settings.save_images == "8bit" and not surveyed.on_8bit_grid:
+        raise UserError("Images of this data set are not 8-bit, so rounding could leave the ball; save them as float.")
+    weights, entry = _class_weights(settings, dataset, surveyed, train_data, shown)
+    model_entry = ModelEntry(
+        name=settings.model,
+        parameters=sum(p.numel() for p in wrapped.parameters()),
+        mean=None if wrapped.mean is None else [round(v, 6) for v in wrapped.mean.flatten().tolist()],
+        std=None if wrapped.std is None else [round(v, 6) for v in wrapped.std.flatten().tolist()],
+        precision=settings.precision,
+        sha256=model_fingerprint(wrapped),
+    )
+    if out is None and processes.count > 1:
+        raise UserError("Several processes need a run folder to share; give one with out.")
+    path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
+    folder = RunFolder(path, len(dataset.classes), processes.rank)
+    if processes.rank == 0:
+        identity = {
+            "robseg_version": version("robseg"),
+            "model_sha256": model_entry.sha256,
+            "data_sha256": surveyed.sha256,
+            "class_weights_sha256": None if weights is None else hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
+        }
+        folder.begin({"settings": settings.model_dump(mode="json"), "identity": identity})
+    processes.wait()
+    return Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)
+
+
+def _title(model: nn.Module) -> str:
+    inner = model.network if isinstance(model, SegmentationModel) else model
+    return type(inner).__name__
+
+
+def _with_classes(data: Any, classes: int | None) -> Any:
+    """A folder set without a class list takes the number of classes from --classes."""
+    if isinstance(data, str) and classes is not None and data.partition(":")[0] == "folder" and "classes=" not in data:
+        return f"{data}{'&' if '?' in data else '?'}classes={classes}"
+    return data
+
+
+def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> SegmentationModel:
+    if isinstance(model, str):
+        return open_model(
+            model, num_classes=settings.classes or num_classes, checkpoint=settings.checkpoint,
+            mean=settings.mean, std=settings.std, precision=settings.precision,
+        )  # fmt: skip
+    if settings.checkpoint is not None:
+        raise UserError("A checkpoint can be given for a model named by a text; load it into the module yourself.")
+    if not isinstance(model, SegmentationModel):
+        return SegmentationModel(model, mean=settings.mean, std=settings.std, precision=settings.precision)
+    if settings.mean is not None:
+        model = SegmentationModel(model.network, mean=settings.mean, std=settings.std, output=model.output)
+    model.set_precision(settings.precision)
+    return model
+
+
+def _class_weights(
+    settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Stages
+) -> tuple[Tensor | None, ClassWeights | None]:
+    if not needs_class_weights(settings.attacks):
+        return None, None
+    pixels, source = surveyed.class_pixels, "evaluated labels"
+    if train_data is not None:
+        train = as_dataset(_with_classes(train_data, settings.classes), settings.classes)
+        if len(train.classes) != len(dataset.classes):
+            raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
+        shown.begin("counting training labels", len(train))
+        pixels, source = class_pixels(train, shown.advance), "training labels"
+    if not bool((pixels > 0).any()):
+        if train_data is not None:
+            raise UserError("The training data have no counted pixel to take class weights from.")
+        raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
+    weights = inverse_frequency_weights(pixels)
+    return weights, ClassWeights(source=source, values=weights.tolist())
