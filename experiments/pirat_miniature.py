@@ -120,14 +120,14 @@ class _AsMap(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretraining-steps", type=int, default=1500)
+    parser.add_argument("--pretraining-steps", type=int, default=3000)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 400, 800])
     parser.add_argument("--images", type=int, default=48, help="images that are judged")
     parser.add_argument("--sea-steps", type=int, default=20, help="steps of each of the attacks of SEA")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pretraining, data = Shapes(1024, seed=1, split="train"), Shapes(256, split="train")
-    task = crops(pretraining, arguments.seed)
+    data = Shapes(512, split="train")
+    task = crops(data, arguments.seed)
     shares = torch.bincount(task.classes).tolist()
     print(f"{len(task.images)} crops, per class {shares}", flush=True)
     backbones: dict[str, dict[str, Tensor] | None] = {"fresh": None}

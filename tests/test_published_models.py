@@ -27,6 +27,8 @@ from robseg.models.published import PUBLISHED, PublishedModel
 from robseg.models.segmenter import MaskTransformer, Segmenter
 from robseg.models.upernet import UPerNet
 from robseg.models.vit import VisionTransformer
+from robseg.training.methods import METHODS, MethodSettings, batch_loss, divide, training_step
+from robseg.training.trainee import Trainee
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MANIFEST = json.loads(gzip.decompress((FIXTURES / "models_manifest.json.gz").read_bytes()))
@@ -111,34 +113,34 @@ def test_losses_are_the_published_ones(name: str, tmp_path: Path) -> None:
     images = filling.image(seed, 4, height, width)
     labels = filling.labels(seed + 1, 4, height, width, 21)
     labels[:, :3, :4] = 255
+    trainee = Trainee(network, model.mean, model.std)
     if isinstance(network, DDCAT):
-        check_ddcat_losses(network, model, figure, images, labels)
+        check_ddcat_losses(trainee, figure, images, labels)
         return
-    with torch.inference_mode():
-        logits, auxiliary = network.training_outputs(normalised(model, images))  # type: ignore[operator]
-    main, aux = (F.cross_entropy(scores, labels, ignore_index=255).item() for scores in (logits, auxiliary))
-    assert [main, aux, main + 0.4 * aux] == pytest.approx([figure[k] for k in ("main_loss", "aux_loss", "total")])
+    with torch.no_grad():
+        step = training_step(
+            trainee, images, labels, MethodSettings("clean"), seed=0, keys=list("abcd"), forward=trainee.all_outputs
+        )
+    found = [step.parts["main"].item(), step.parts["auxiliary"].item(), step.loss.item()]
+    assert found == pytest.approx([figure[key] for key in ("main_loss", "aux_loss", "total")], rel=1e-5)
 
 
-def check_ddcat_losses(
-    network: DDCAT, model: PublishedModel, figure: dict[str, float], images: Tensor, labels: Tensor
-) -> None:
+def check_ddcat_losses(trainee: Trainee, figure: dict[str, float], images: Tensor, labels: Tensor) -> None:
     noise = np.random.Generator(np.random.PCG64(TRAINING["seed"] + 2)).choice([-0.03, 0.03], size=images.shape)
     adversarial = (images + torch.from_numpy(noise.astype(np.float32))).clamp(0, 1)
-    with torch.inference_mode():
-        clean_out = network.training_outputs(normalised(model, images))
-        adversarial_out = network.training_outputs(normalised(model, adversarial))
-    differs = (clean_out.joined.argmax(1) != adversarial_out.joined.argmax(1)).long()
+    differs = divide(trainee, images, adversarial)
     assert differs.float().mean((1, 2)).tolist() == pytest.approx(figure["mask_target_share"])
 
-    halves = [torch.cat([a[:2], b[2:]]) for a, b in zip(clean_out, adversarial_out, strict=True)]
-    joined, mask, auxiliary, main = halves
-    target = torch.cat([differs[:2], torch.zeros_like(differs[2:])])
-    loss = F.cross_entropy(joined, labels, ignore_index=255).item() + F.cross_entropy(mask, target).item()
-    aux = F.cross_entropy(auxiliary, labels, ignore_index=255).item()
-    found = [loss, aux, loss + 0.4 * aux, joined.mean().item(), main.mean().item()]
-    keys = ("logits_plus_mask_loss", "aux_loss", "total", "joined_mean", "main_branch_mean")
+    batch, mask_target = METHODS["ddcat"](trainee, images, lambda rows: adversarial[rows])
+    assert mask_target is not None
+    with torch.no_grad():
+        step = batch_loss(trainee.all_outputs(batch), batch, labels, mask_target=mask_target)
+        main = trainee(batch)
+    logits_and_mask = (step.parts["main"] + step.parts["mask"]).item()
+    found = [logits_and_mask, step.parts["auxiliary"].item(), step.loss.item(), step.logits.mean().item()]
+    keys = ["logits_plus_mask_loss", "aux_loss", "total", "joined_mean"]
     assert found == pytest.approx([figure[key] for key in keys], rel=1e-5)
+    assert main.mean().item() == pytest.approx(figure["main_branch_mean"], rel=1e-5)
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {

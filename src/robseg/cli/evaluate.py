@@ -38,8 +38,9 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A folder of a robseg training run, a named model, or package.module:factory (found from the current "
-            "folder; called with the number of classes when it takes one).",
+            help="A name (robseg models), a folder of a robseg training run, a published checkpoint, "
+            "package.module:factory (found from the current folder; called with the number of classes when it takes "
+            "one), hf:FOLDER, torchvision:NAME, smp:NAME, torchscript:FILE or export:FILE. See docs/models.md.",
         ),
     ],
     data: Annotated[
@@ -61,7 +62,8 @@ def evaluate(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A file of weights for MODEL (.safetensors, or a torch file).")
+        str | None,
+        typer.Option(help="Weights for MODEL: a file (.safetensors or torch), a URL, or hf:OWNER/NAME/FILE."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of every attack; default: as published (300 for SEA).")

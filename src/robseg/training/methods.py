@@ -111,7 +111,9 @@ def training_step(
     outputs = (trainee if forward is None else forward)(trained_on)
     if not isinstance(outputs, Outputs):
         raise ValueError("the training pass gave logits alone: call trainee.train() before")
-    return _step(outputs, trained_on, labels, mask_target, settings.aux_weight, counted)
+    return batch_loss(
+        outputs, trained_on, labels, mask_target=mask_target, aux_weight=settings.aux_weight, counted=counted
+    )
 
 
 def clean(trainee: Trainee, images: Tensor, attack: Attack) -> tuple[Tensor, Tensor | None]:
@@ -178,14 +180,20 @@ def _no_branches(network: nn.Module) -> UserError:
     )
 
 
-def _step(
+def batch_loss(
     outputs: Outputs,
     images: Tensor,
     labels: Tensor,
-    mask_target: Tensor | None,
-    aux_weight: float,
-    counted: Tensor | float | None,
+    *,
+    mask_target: Tensor | None = None,
+    aux_weight: float = 0.4,
+    counted: Tensor | float | None = None,
 ) -> Step:
+    """CE(logits) + CE(mask, mask_target) + aux_weight * CE(auxiliary), the last two where the network has the branch.
+
+    outputs: the network's of `images` (B, 3, H, W); labels: (B, H, W). mask_target: (B, H, W) of 0 and 1, None: all 0.
+    The mask's is a mean over all pixels; of the others, `counted` is described in `training_step`.
+    """
     parts = {"main": pixel_loss(outputs.logits, labels, counted)}
     loss = parts["main"]
     if outputs.mask is not None:

@@ -165,7 +165,9 @@ def _nested(pairs: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], content: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = "") -> None:
+def _merge(
+    into: dict[str, Any], content: Mapping[str, Any], origin: str, origins: dict[str, str], at: str = ""
+) -> None:
     for key, value in content.items():
         name = f"{at}{key}"
         origins[name] = origin

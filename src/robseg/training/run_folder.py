@@ -1,38 +1,174 @@
 """The folder of a training: what it was told, what it measured, and the models that came out.
 
     recipe.yaml         the resolved recipe: every key with its value, whatever it inherited
-    run.yaml            what the recipe does not say: data, sizes, steps, devices, versions
+    run.yaml            what the recipe does not say: data, steps, parameters, devices, versions
     metrics.jsonl       one line per step and one per validation, see below
     checkpoints/        step-000001000.pt: the last two states to go on from
     model.safetensors, model.yaml   the last weights, for `robseg evaluate FOLDER`
     best/               the same of the best validation, for `robseg evaluate FOLDER/best`
-    samples/INDEX/      image, label, prediction and their adversarial counterparts as PNG, of the last validation
+    samples/INDEX/      of the last validation, as PNG: image, label, prediction, and under attack adversarial and
+                        adversarial-prediction; labels and predictions are indices of classes, 255 is void
+    tensorboard/        where asked for
     report.html
 
 A line of metrics.jsonl is a JSON object; `step` counts finished updates, so the first line has step 1.
 - step, epoch, loss, parts ({name: value}), accuracy, rate, gradient (norm before clipping), images_per_s; or
 - step, epoch, validation: {images, clean: {miou, aacc, macc, iou: [per class]}, attacked: the same or null, attack,
-  eps (n/255), criterion, value, best: whether it is the highest so far, seconds}.
-In a validation, shares are fractions and null where nothing was counted.
+  eps (n/255), criterion, value, best: whether it was the highest so far, seconds}.
+In a validation, shares are fractions, and null where nothing was counted.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from torch import Tensor, nn
 
 from robseg.data.base import ClassList
 from robseg.errors import UserError
 from robseg.loading.model_folder import save_model
+from robseg.models.ddcat import BRANCHES, DDCAT, MAIN_NAMES
 from robseg.records.files import disk_errors, write_text
+from robseg.records.run_folder import as_8bit, save_png
+from robseg.records.settings import first_difference
+from robseg.training.recipe import Recipe
+from robseg.training.recipe_files import read_yaml, recipe_text
 
 FORMAT = 1
 RECIPE, RUN, METRICS, CHECKPOINTS, BEST, SAMPLES = (
     "recipe.yaml", "run.yaml", "metrics.jsonl", "checkpoints", "best", "samples",
 )  # fmt: skip
+MAY_CHANGE = ("name", "about", "source", "needs", "workers", "checkpoint_minutes", "tensorboard", "compile")
+"""Keys in which a training may differ when it goes on: they change no weight."""
+
+
+class Picture(NamedTuple):
+    """A validated image: (3, H, W) in [0, 1], label and prediction (H, W), and the same under attack or None."""
+
+    image: Tensor
+    label: Tensor
+    prediction: Tensor
+    adversarial: Tensor | None
+    adversarial_prediction: Tensor | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `robseg evaluate` needs beside the weights; the fields of `robseg.loading.model_folder.save_model`."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: ClassList
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    data: str
+
+
+class TrainingFolder:
+    """Writes the folder of one training; only the first process has one."""
+
+    def __init__(self, path: Path, recipe: Recipe, model: ModelInfo) -> None:
+        self.path, self.recipe, self.model = path, recipe, model
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Start a training here, or make sure that the one here is the same.
+
+        run: plain values for run.yaml, of which those under "identity" have to stay. Raises UserError where the folder
+        holds another training (naming the first key that differs) or something else, or cannot be written.
+        """
+        file = self.path / RECIPE
+        if file.is_file():
+            known = read_yaml(self.path / RUN).get("identity", {}) if (self.path / RUN).is_file() else {}
+            for old, new in (
+                (_fixed(read_yaml(file)), _fixed(self.recipe.model_dump(mode="json"))),
+                (known, run["identity"] if known else {}),
+            ):
+                found = first_difference(old, new)
+                if found:
+                    raise UserError(
+                        f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; choose "
+                        "another --out, or the same recipe to go on with that training."
+                    )
+        else:
+            with disk_errors(self.path):
+                if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                    raise UserError(f"{self.path} is not empty and holds no robseg training; choose another --out.")
+                self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
+        write_text(file, recipe_text(self.recipe))
+
+    def go_on_from(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was measured after a step; the lines that stay."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        write_text(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with disk_errors(self.path / METRICS), (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self, network: nn.Module, place: str, training: Mapping[str, Any]) -> None:
+        """Save the network as a model folder, in the training's own folder ("") or one in it."""
+        model, known = self.model, {"recipe": self.recipe.name, "data": self.model.data, **training}
+        architecture = model.architecture
+        if isinstance(network, DDCAT):
+            # The branches serve in training alone; what is left is the plain network under its own names.
+            network, architecture = _MainBranch(network), architecture.removesuffix("_ddcat")
+        with disk_errors(self.path / place):
+            save_model(
+                self.path / place, network, architecture=architecture, arguments=model.arguments,
+                classes=model.classes, mean=model.mean, std=model.std, training=known,
+            )  # fmt: skip
+
+    def save_samples(self, pictures: Sequence[Picture]) -> None:
+        """Write the PNGs of samples/."""
+        for index, picture in enumerate(pictures):
+            folder = self.path / SAMPLES / str(index)
+            for name, values in picture._asdict().items():
+                if values is not None:
+                    pixels = as_8bit(values) if values.ndim == 3 else values.cpu().numpy().astype(np.uint8)
+                    save_png(folder / f"{name.replace('_', '-')}.png", pixels)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without a last one that was cut off; empty where there is no file.
+
+    Raises UserError for a line that is damaged.
+    """
+    file = folder / METRICS
+    if not file.is_file():
+        return []
+    lines = []
+    for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            lines.append(dict(json.loads(text)))
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}, is damaged; delete the line.") from error
+    return lines
+
+
+class _MainBranch(nn.Module):
+    """A DDCAT network's state dict without branches and with the names of the network that has none."""
+
+    def __init__(self, network: DDCAT) -> None:
+        super().__init__()
+        names = dict(zip(MAIN_NAMES, ("cls", "aux"), strict=True))
+        for name, child in network.named_children():
+            if f"{name}." not in BRANCHES:
+                self.add_module(names.get(name, name), child)
+
+
+def _fixed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in recipe.items() if key not in MAY_CHANGE}
+    return kept | {"data": {key: value for key, value in kept.get("data", {}).items() if key != "root"}}

@@ -1,0 +1,112 @@
+@dataclass
+class Run:
+    """A training under way. network: the weights; trainee: what is trained through, perhaps compiled, with them."""
+
+    recipe: Recipe
+    data: Dataset
+    validation: Dataset | None
+    network: nn.Module
+    trainee: Trainee
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    schedule: Schedule
+    group: Group
+    folder: TrainingFolder | None
+    stop: Stop
+    shown: Stages
+    board: Board | None
+    class_weights: Tensor | None
+    step: int = 0
+    written: int = -1
+    validations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_state(run: Run) -> None:
+    """The state after `run.step` steps, unless it is on the disk. Batches and random numbers follow from seed and step,
+    so these are all there is to know of them."""
+    if run.folder is None or run.written == run.step:
+        return
+    state = {
+        "seed": run.recipe.seed,
+        "network": run.network.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "average": None if run.average is None else run.average.state_dict(),
+    }
+    write_checkpoint(run.folder.checkpoints, run.step, state)
+    run.written = run.step
+
+
+def restore(run: Run, checkpoints: Any) -> None:
+    """Load the newest whole state, if there is any, and forget what was measured after it."""
+    report: Callable[[str], None] = (lambda text: print(f"warning: {text}", file=sys.stderr)) if (
+        run.group.rank == 0
+    ) else (lambda text: None)  # fmt: skip
+    state = None if checkpoints is None else read_newest(checkpoints, report)
+    if state is not None:
+        run.network.load_state_dict(state["network"])
+        run.optimiser.load_state_dict(state["optimiser"])
+        run.scaler.load_state_dict(state["scaler"])
+        if run.average is not None:
+            run.average.load_state_dict(state["average"])
+        run.step = run.written = state["step"]
+    run.group.wait()
+    if run.folder is not None:
+        lines = run.folder.go_on_from(run.step)
+        run.validations = [line for line in lines if "validation" in line]
+    if run.group.count > 1:
+        # Only the first process reads the record; all must know which validations are done.
+        found = [run.validations]
+        torch.distributed.broadcast_object_list(found, 0, device=run.group.device)
+        run.validations = found[0]
+
+
+def save_model(run: Run, place: str, validation: dict[str, Any] | None, loss: float | None) -> None:
+    """The model as it is now; where averaged weights are kept, these."""
+    if run.folder is None:
+        return
+    training: dict[str, Any] = {"step": run.step, "of": run.schedule.steps, "seed": run.recipe.seed}
+    training |= {"weights": "averaged" if run.average is not None else "last", "method": run.recipe.method}
+    if loss is not None:
+        training["final_loss"] = loss
+    if validation is not None and validation["step"] == run.step:
+        found = validation["validation"]
+        training["validation"] = {"criterion": found["criterion"], "value": found["value"]}
+    run.folder.save(judged(run), place, training)
+
+
+def judged(run: Run) -> nn.Module:
+    return run.network if run.average is None else run.average.module  # type: ignore[no-any-return]
+
+
+def record(run: Run, line: dict[str, Any]) -> None:
+    if run.folder is not None:
+        run.folder.log(line)
+    if run.board is not None:
+        run.board.add(line)
+
+
+def leave(run: Run) -> None:
+    """Write a state and end the process."""
+    write_state(run)
+    run.group.wait()
+    if run.group.rank == 0:
+        kept = f"; its state is in {run.folder.path}" if run.folder is not None else ""
+        print(f"stopped after step {run.step} of {run.schedule.steps}{kept}", file=sys.stderr)
+    run.stop.leave()
+
+
+def diverged(run: Run, what: str, rate: float) -> UserError:
+    written = f"{run.folder.checkpoints} holds step {run.written}" if run.folder and run.written >= 0 else "none"
+    return UserError(
+        f"The training diverged: {what} at step {run.step + 1}, rate {rate:.3g}; last good checkpoint: {written}; "
+        "lower optimiser.lr or set optimiser.clip."
+    )
+
+
+def refuse_non_finite(network: nn.Module, run: Run) -> None:
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise UserError(f"The training diverged: weights are not finite after step {run.step}; lower optimiser.lr.")
+
+

@@ -1,0 +1,199 @@
+"""`robseg.train`: from a recipe to a folder with a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robseg.data import Dataset, as_dataset
+from robseg.errors import UserError
+from robseg.evaluation.progress import Listener
+from robseg.loading.backbone import load_backbone
+from robseg.loading.checkpoint import load_weights, read_checkpoint
+from robseg.loading.normaliser import take_normaliser
+from robseg.loading.places import fetch
+from robseg.models.architectures import ARCHITECTURES
+from robseg.seeding import derived_seed
+from robseg.training.loop import Trained, fit
+from robseg.training.recipe import Recipe
+from robseg.training.recipe_files import load_recipe
+from robseg.training.run_folder import CHECKPOINTS, RECIPE, ModelInfo, TrainingFolder
+from robseg.training.together import Group, join_group
+
+Mean = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """folder: of the training, which `robseg.evaluate` takes as a model. recipe: the resolved one. The rest as of
+    `robseg.training.loop.Trained`."""
+
+    folder: Path
+    recipe: Recipe
+    steps: int
+    loss: float | None
+    validation: dict[str, Any] | None
+    best: dict[str, Any] | None
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    train_data: str | Dataset | Sequence[Any] | None = None,
+    validation_data: str | Dataset | Sequence[Any] | None = None,
+    classes: int | None = None,
+    device: str = "auto",
+    progress: bool | Listener = True,
+    **overrides: Any,
+) -> TrainingResult:
+    """Train a model as a recipe says.
+
+    recipe: a name (`robseg recipes` lists them), a YAML file or its content; None with `resume`: the folder's own.
+    out: the folder of the training, see `robseg.training.run_folder`; one that holds the same training goes on.
+    resume: go on with whatever training `out` holds; where it holds none, begin.
+    train_data, validation_data: what `robseg.evaluate` takes as data, instead of the recipe's. classes: number of
+        classes, where they do not say it.
+    overrides: keys of the recipe: epochs=10, optimiser={"lr": 1e-4}, or **{"optimiser.lr": 1e-4}.
+    device: "auto" or a torch device. progress: a bar or lines on stderr, or a function told (stage, done, total, note).
+
+    Several processes (torchrun, accelerate launch, SLURM) share each batch. Raises UserError, one sentence, for what the
+    caller can mend; SIGTERM and Ctrl-C leave a state to go on from and end the process as ever.
+    """
+    out = Path(out)
+    stored = out / RECIPE
+    if recipe is None:
+        if not resume or not stored.is_file():
+            raise UserError(f"{out} holds no training to go on with; name a recipe.")
+        recipe = stored
+    if train_data is not None:
+        overrides = {**overrides, "data.train": train_data if isinstance(train_data, str) else "given"}
+    if validation_data is not None:
+        overrides = {**overrides, "data.validation": validation_data if isinstance(validation_data, str) else "given"}
+    resolved = load_recipe(recipe, overrides)
+    group = join_group(device)
+    data = as_dataset(_source(resolved, resolved.data.train, train_data), classes)
+    validation = None
+    if (resolved.data.validation is not None or validation_data is not None) and resolved.validation.times > 0:
+        validation = as_dataset(_source(resolved, resolved.data.validation or "", validation_data), classes)
+        _same_classes(data, validation)
+    network, mean, std = build(resolved, len(data.classes))
+    folder = None
+    if group.rank == 0:
+        info = ModelInfo(resolved.model.architecture, _arguments(resolved, data), data.classes, mean, std, data.name)
+        folder = TrainingFolder(out, resolved, info)
+        folder.begin(_description(resolved, data, validation, network, group))
+    group.wait()
+    done = fit(
+        network, data, resolved,
+        group=group, validation=validation, mean=mean, std=std, folder=folder, checkpoints=out / CHECKPOINTS,
+        progress=progress,
+    )  # fmt: skip
+    group.wait()
+    return _result(out, resolved, done)
+
+
+def build(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Mean | None, Mean | None]:
+    """The network of a recipe at its first step, and the mean and std of its input; fresh weights follow from the seed.
+
+    Raises UserError for arguments that the architecture does not take, and for files of weights as the loaders do.
+    """
+    model = recipe.model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(recipe.seed, "fresh weights"))
+        try:
+            network = ARCHITECTURES[model.architecture](num_classes=num_classes, **model.arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{model.architecture} does not take model.arguments {model.arguments}: {error}."
+            ) from error
+    mean, std = model.mean_std()
+    if model.backbone is not None:
+        found = load_backbone(network, read_checkpoint(fetch(model.backbone)), source=model.backbone)
+        if model.normalisation == "backbone":
+            if found is None:
+                raise UserError(
+                    f"The file '{model.backbone}' holds no mean and std of its input; say model.normalisation=imagenet, "
+                    "none or {mean: [...], std: [...]}."
+                )
+            mean, std = found.mean, found.std
+    if model.checkpoint is not None:
+        state, _ = take_normaliser(read_checkpoint(fetch(model.checkpoint)), network)
+        load_weights(
+            network, state, source=model.checkpoint,
+            advice=lambda there, here: f"train on data of {there} classes, or give a checkpoint of {here}",
+        )  # fmt: skip
+    return network, mean, std
+
+
+def _source(recipe: Recipe, text: str, given: Any) -> Any:
+    """The data that were given, or what the recipe says with its {root} filled in."""
+    if given is not None and not isinstance(given, str):
+        return given
+    if "{root}" not in text:
+        return text
+    if recipe.data.root is None:
+        raise UserError(f"The data of the recipe are '{text}'; say where they are with data.root=FOLDER.")
+    return text.replace("{root}", recipe.data.root.replace("%", "%25").replace("?", "%3F"))
+
+
+def _same_classes(data: Dataset, validation: Dataset) -> None:
+    ours, theirs = data.classes.names, validation.classes.names
+    if len(ours) != len(theirs):
+        raise UserError(
+            f"The training data '{data.name}' have {len(ours)} classes, and the validation data '{validation.name}' "
+            f"{len(theirs)}; make them agree."
+        )
+    for label, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our != their:
+            raise UserError(
+                f"Class {label} is '{our}' in the training data '{data.name}' and '{their}' in the validation data "
+                f"'{validation.name}'; make them agree."
+            )
+
+
+def _arguments(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    return {"num_classes": len(data.classes), **recipe.model.arguments}
+
+
+def _description(
+    recipe: Recipe, data: Dataset, validation: Dataset | None, network: nn.Module, group: Group
+) -> dict[str, Any]:
+    """What run.yaml says."""
+    steps = recipe.total_steps(len(data))
+    return {
+        "robseg_version": version("robseg"),
+        "torch_version": torch.__version__,
+        "steps": steps,
+        "epochs": round(steps * recipe.batch_size / len(data), 3),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "device": _device_name(group.device),
+        "processes": group.count,
+        "data": _entry(data),
+        "validation_data": None if validation is None else _entry(validation),
+        "identity": {"data_ids": _ids(data), "validation_ids": None if validation is None else _ids(validation)},
+    }
+
+
+def _entry(data: Dataset) -> dict[str, Any]:
+    return {"name": data.name, "images": len(data), "classes": list(data.classes.names), "void": data.void}
+
+
+def _ids(data: Dataset) -> str:
+    return hashlib.sha256("\0".join(data.ids).encode()).hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _result(out: Path, recipe: Recipe, done: Trained) -> TrainingResult:
+    return TrainingResult(out, recipe, done.steps, done.loss, done.validation, done.best)
