@@ -165,6 +165,8 @@ MISTAKES = {
     "folder of something else": (_other_run, [], "not empty"),
     "out is a file": (lambda: Path("run").write_text("x"), [], "run"),
     "out below a file": (lambda: Path("file").write_text("x"), ["--out", "file/run"], "file"),
+    "long side alone": (None, ["--long-side", "64"], "window"),
+    "window 0": (None, ["--window", "0"], "window"),
     "mean alone": (None, ["--mean", "0,0,0"], "std"),
     "mean of two": (None, ["--mean", "0,0", "--std", "1,1,1"], "three numbers"),
     "device": (None, ["--device", "gpu0"], "gpu0"),

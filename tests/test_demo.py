@@ -47,7 +47,13 @@ def test_both_sides(small):
     for name in ("demo-plain", str(small / "out" / "models" / "plain")):
         open_model(name, num_classes=6)
         again = evaluate(
-            name, demo.EVALUATION, eps=demo.EPS, steps=1, out=small / name.replace("/", "_"), progress=False, device="cpu"
+            name,
+            demo.EVALUATION,
+            eps=demo.EPS,
+            steps=1,
+            out=small / name.replace("/", "_"),
+            progress=False,
+            device="cpu",
         )
         assert again.model.sha256 == read_result(small / "out" / "plain").model.sha256
         assert again.at(8).worst_case == read_result(small / "out" / "plain").at(8).worst_case

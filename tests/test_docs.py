@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from fabricate import fabricate_run
 
+from fabricate import fabricate_run
 from robseg.records.result import Result
 
 ROOT = Path(__file__).parents[1]

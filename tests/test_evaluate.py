@@ -133,6 +133,29 @@ def test_an_image_alone_gives_the_same_counts(finished, tmp_path):
             )
 
 
+def test_sliding_window_is_a_property_of_the_model(finished, tmp_path):
+    """A network that sees each pixel alone answers the same through windows; and other windows are another run."""
+
+    class Pointwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(3, 4, 1)
+            nn.init.orthogonal_(self.head.weight, 5)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Pointwise()
+    whole = evaluate(tmp_path / "whole", model=model, attack="apgd-ce")
+    windows = evaluate(tmp_path / "windows", model=model, attack="apgd-ce", window=12)
+    assert windows.clean == whole.clean
+    assert windows.at(8).worst_case.aacc == pytest.approx(whole.at(8).worst_case.aacc, abs=0.02)
+    with pytest.raises(robseg.UserError, match="window is 12 there and 8 now"):
+        evaluate(tmp_path / "windows", model=model, attack="apgd-ce", window=8)
+
+
 def test_eps_zero_is_clean(tmp_path):
     result = evaluate(tmp_path / "run", eps=0)
     (radius,) = result.radii

@@ -16,7 +16,8 @@ from robseg.attacks.catalogue import ATTACKS
 from robseg.attacks.windowed import attack_each_window
 from robseg.errors import UserError
 from robseg.evaluation.survey import model_fingerprint
-from robseg.models.sliding import MEAN_COLOUR, Padded, SlidingWindow, window_starts, with_window
+from robseg.models.adapters import Padded
+from robseg.models.sliding import MEAN_COLOUR, SlidingWindow, window_starts, with_window
 from robseg.models.wrapper import SegmentationModel
 
 

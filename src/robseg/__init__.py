@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from robseg.models.wrapper import SegmentationModel as SegmentationModel
     from robseg.records.result import Result as Result
     from robseg.records.result import read_result as read_result
+    from robseg.training.train import train as train
 
 _HOMES = {
     "AttackConfig": "robseg.attacks.catalogue",
@@ -38,6 +39,7 @@ _HOMES = {
     "pgd": "robseg.attacks.pgd",
     "read_result": "robseg.records.result",
     "sea": "robseg.attacks.sea",
+    "train": "robseg.training.train",
 }
 """Where each public name lives; loaded when first used, so that `robseg --help` need not wait for torch."""
 

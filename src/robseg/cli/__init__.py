@@ -13,7 +13,9 @@ from robseg.cli.data import data
 from robseg.cli.demo import demo
 from robseg.cli.evaluate import evaluate
 from robseg.cli.models import models
+from robseg.cli.recipes import recipes
 from robseg.cli.report import report
+from robseg.cli.train import train
 from robseg.errors import UserError
 
 app = typer.Typer(
@@ -27,6 +29,8 @@ app = typer.Typer(
 app.command()(evaluate)
 app.command()(report)
 app.command()(demo)
+app.command()(train)
+app.command()(recipes)
 app.command()(models)
 app.command()(convert)
 app.add_typer(data, name="data")

@@ -84,6 +84,11 @@ def evaluate(
     save_images: Annotated[
         SaveImages, typer.Option(help="Keep all adversarial images: exact, or as 8-bit PNG and then judged as such.")
     ] = SaveImages.no,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Predict over sliding windows of so many pixels with stride 2/3, as DDC-AT's test."),
+    ] = None,
+    long_side: Annotated[int | None, typer.Option(help="With --window: scale images to this long side first.")] = None,
     mean: Annotated[
         str | None, typer.Option(help="Input normalisation, as 0.485,0.456,0.406; 'imagenet' for both.")
     ] = None,
@@ -100,7 +105,8 @@ def evaluate(
         model, data,
         eps=eps or (4, 8), attack=attack or "sea", out=out, checkpoint=checkpoint, classes=classes, steps=steps,
         norm=norm.value, limit=limit, seed=seed, train_data=train_data, save_images=save_images.value,
-        mean=means, std=stds, precision=precision.value, device=device, batch_size=batch_size,
+        window=window, long_side=long_side, mean=means, std=stds,
+        precision=precision.value, device=device, batch_size=batch_size,
     )  # fmt: skip
     show_result(result)
 

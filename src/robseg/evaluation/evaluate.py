@@ -44,6 +44,8 @@ def evaluate(
     seed: int = 0,
     train_data: str | Dataset | Sequence[Any] | None = None,
     save_images: SaveImages = "no",
+    window: int | None = None,
+    long_side: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     precision: Precision | None = None,
@@ -62,6 +64,8 @@ def evaluate(
     checkpoint: weights for the model. classes: number of classes, where the data set does not say it.
     limit: only the first so many images. train_data: where the class weights of mce-bal are counted (else in `data`).
     save_images: "float" or "8bit" keep all adversarial images, the latter rounded and judged as rounded.
+    window: predict over sliding windows of so many pixels (stride 2/3, probabilities averaged), all of which one
+        adversarial image passes through; long_side scales images to that first, scores are of the original size.
     mean, std: normalisation of the model's input. precision: fp32 (None: the model's own), tf32, bf16, fp16, fp64.
     device: "auto", or a torch device; a model given as an object is moved there.
     batch_size: images attacked together; what is found for an image does not depend on it.
@@ -78,7 +82,8 @@ def evaluate(
                 "eps": (eps,) if isinstance(eps, (int, float)) else tuple(eps), "norm": norm,
                 "attacks": find_attacks([attack] if isinstance(attack, (str, AttackConfig)) else list(attack), steps),
                 "checkpoint": None if checkpoint is None else str(checkpoint), "classes": classes, "limit": limit,
-                "seed": seed, "save_images": save_images, "mean": mean, "std": std, "batch_size": batch_size,
+                "seed": seed, "save_images": save_images, "window": window, "long_side": long_side,
+                "mean": mean, "std": std, "batch_size": batch_size,
             },
         )  # fmt: skip
         with _float32_arithmetic(tf32=job.settings.precision == "tf32"):

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from robseg.attacks.objectives import inverse_frequency_weights
 from robseg.attacks.sea import needs_class_weights
 from robseg.data import Dataset, as_dataset, take
+from robseg.data.counts import class_pixels
 from robseg.errors import UserError
 from robseg.evaluation.processes import Processes
 from robseg.evaluation.progress import Stages
-from robseg.evaluation.survey import Survey, class_pixels, model_fingerprint, survey
+from robseg.evaluation.survey import Survey, model_fingerprint, survey
 from robseg.loading.model_source import open_model
+from robseg.models.sliding import with_window
 from robseg.models.wrapper import Precision, SegmentationModel
 from robseg.records.result import ClassWeights, ModelEntry
 from robseg.records.run_folder import RunFolder
@@ -65,7 +67,12 @@ def prepare(
     dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
     if settings.limit is not None:
         dataset = take(dataset, settings.limit)
-    wrapped = _wrap(model, settings, len(dataset.classes)).to(processes.device)
+    wrapped = _wrap(model, settings, len(dataset.classes))
+    if settings.window is not None:
+        wrapped = with_window(wrapped, settings.window, long_side=settings.long_side)
+    elif settings.long_side is not None:
+        raise UserError("long_side scales images for the sliding window; give window too.")
+    wrapped = wrapped.to(processes.device)
     shown.begin("reading the data", len(dataset))
     surveyed = survey(dataset, shown.advance)
     if settings.save_images == "8bit" and not surveyed.on_8bit_grid:

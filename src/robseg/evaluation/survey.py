@@ -56,11 +56,6 @@ def survey(dataset: Dataset, advance: Callable[[], None] = lambda: None) -> Surv
     return Survey(tuple(sizes), tuple(counted), pixels, digest.hexdigest(), on_grid)
 
 
-def class_pixels(dataset: Dataset, advance: Callable[[], None] = lambda: None) -> Tensor:
-    """Counted pixels of each class in a data set, (C,) int64; UserError names the first sample that is wrong."""
-    return survey(dataset, advance).class_pixels
-
-
 def batches(sizes: tuple[tuple[int, int], ...], batch_size: int) -> list[list[int]]:
     """Indices in batches of one image size each, in the order in which the sizes first come."""
     by_size: dict[tuple[int, int], list[int]] = {}

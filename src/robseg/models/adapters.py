@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robseg.errors import UserError
 from robseg.models.wrapper import find_logits
 
 
@@ -49,24 +50,45 @@ class Resized(nn.Module):
 
 
 class Padded(nn.Module):
-    """A network whose input sides must be multiples of `divisor`: zeros are added at the right and at the bottom.
+    """A network that needs sides divisible by `multiple`: images are filled up on the right and below, logits cut back.
 
-    It stands behind the normalisation, so the zeros are pixels of the mean colour. The logits are brought to the
-    size of the padded input and cropped.
+    With it, images keep their own size for attack and scores (the protocol `whole`).
+
+    network: (B, 3, H, W) to logits, in any form that `find_logits` understands. fill: three values in the units of
+    the network's input; 0 is the mean colour where that is normalised. Logits come back at the images' size.
+    Raises UserError for a multiple below 1.
     """
 
-    def __init__(self, network: nn.Module, divisor: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        multiple: int,
+        *,
+        fill: Sequence[float] = (0.0, 0.0, 0.0),
+        output: str | int | None = None,
+    ) -> None:
         super().__init__()
-        self.network = network
-        self.divisor = divisor
+        if multiple < 1:
+            raise UserError(f"The sides of images are to be multiples of {multiple}; it must be 1 or more.")
+        self.network, self.multiple, self.output = network, multiple, output
+        self.register_buffer("fill", torch.tensor(list(fill)).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        padded = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
-        logits = find_logits(self.network(padded))
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in the network's units -> logits (B, C, H, W)."""
+        height, width = images.shape[-2:]
+        fill = self.get_buffer("fill").to(images)
+        padded = F.pad(images - fill, (0, -width % self.multiple, 0, -height % self.multiple)) + fill
+        logits = find_logits(self.network(padded), self.output)
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+    def get_extra_state(self) -> Tensor:
+        """What is filled up belongs to what is fingerprinted as the model."""
+        return torch.tensor([self.multiple, *self.get_buffer("fill").flatten().tolist()], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Weights may be loaded whatever they were saved with."""
 
 
 class FixedBatch(nn.Module):

@@ -164,45 +164,6 @@ def average_windows(found: Sequence[Tensor], places: Sequence[tuple[int, int]], 
     return (total / count).log() + highest
 
 
-class Padded(nn.Module):
-    """A network that needs sides divisible by `multiple`: images are filled up on the right and below, logits cut back.
-
-    With it, images keep their own size for attack and scores (the protocol `whole`). network, fill, output: as of
-    `SlidingWindow`. Logits come back at the images' size.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        multiple: int,
-        *,
-        fill: Sequence[float] = (0.0, 0.0, 0.0),
-        output: str | int | None = None,
-    ) -> None:
-        super().__init__()
-        if multiple < 1:
-            raise UserError(f"The sides of images are to be multiples of {multiple}; it must be 1 or more.")
-        self.network, self.multiple, self.output = network, multiple, output
-        self.register_buffer("fill", torch.tensor(list(fill)).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in the network's units -> logits (B, C, H, W)."""
-        height, width = images.shape[-2:]
-        fill = self.get_buffer("fill").to(images)
-        padded = F.pad(images - fill, (0, -width % self.multiple, 0, -height % self.multiple)) + fill
-        logits = find_logits(self.network(padded), self.output)
-        if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
-
-    def get_extra_state(self) -> Tensor:
-        """As of `SlidingWindow`."""
-        return torch.tensor([self.multiple, *self.get_buffer("fill").flatten().tolist()], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """As of `SlidingWindow`."""
-
-
 def with_window(
     model: SegmentationModel,
     crop: int,

@@ -19,6 +19,7 @@ class Settings(BaseModel):
 
     eps: radii in n/255, ascending (with norm "l2": the Euclidean length of the perturbation on the 0..255 scale).
     attacks: in the order in which they run. limit: only the first so many images, None for all.
+    window: the model sees windows of so many pixels with stride 2/3, `long_side` scales images for it first.
     save_images: keep all adversarial images, exactly ("float") or rounded to 8 bits, and then judged as rounded.
     batch_size, device: how, not what; the batch size may change when a run goes on.
     """
@@ -37,6 +38,8 @@ class Settings(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     precision: Precision = "fp32"
     save_images: SaveImages = "no"
+    window: int | None = Field(default=None, ge=1)
+    long_side: int | None = Field(default=None, ge=1)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     device: str = "cpu"

@@ -19,12 +19,12 @@ RUN_COLOURS = ("#c2410c", ACCENT, "#4f46e5", "#a16207", "#be185d", "#475569")
 """Of the runs of a comparison, again from the start where there are more; report.css has them as --run-N."""
 
 _MARKERS = "osD^vP"
-_INK, _FAINT, _GRID = "#334155", "#94a3b8", "#e2e8f0"
-_STYLE: Any = {
+INK, FAINT, GRID = "#334155", "#94a3b8", "#e2e8f0"
+STYLE: Any = {
     # A matplotlibrc of the user's must not turn the figures into something else.
     "svg.hashsalt": "robseg", "svg.fonttype": "path", "text.usetex": False,
-    "font.size": 10.5, "font.family": "DejaVu Sans", "text.color": _INK,
-    "axes.labelcolor": _INK, "axes.edgecolor": _FAINT, "xtick.color": _INK, "ytick.color": _INK,
+    "font.size": 10.5, "font.family": "DejaVu Sans", "text.color": INK,
+    "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
 
 Measure = Literal["aacc", "miou"]
@@ -36,7 +36,7 @@ def curve(runs: Mapping[str, Result], measure: Measure) -> str:
     One run: its single attacks are drawn too, as thin lines. Several: one line each, in RUN_COLOURS. There is no text
     of the user's in the figure, as the fonts at hand may lack its letters; the page says which line is which.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.3), layout="constrained")
         axes = figure.add_subplot()
         values: list[tuple[float, float, str]] = []
@@ -56,8 +56,13 @@ def curve(runs: Mapping[str, Result], measure: Measure) -> str:
         _dress(axes, radii, next(iter(runs.values())).settings.get("norm", "linf"))
         if len(runs) <= 2:
             _write_values(axes, values)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        return data_uri(figure)
+
+
+def data_uri(figure: Figure) -> str:
+    """The figure as an SVG in a data URI, the same bytes for the same figure; call within STYLE."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue().encode()).decode()
 
 
@@ -67,7 +72,7 @@ def _single_attacks(axes: Axes, result: Result, measure: Measure) -> None:
         values = [(r.eps, getattr(a.scores, measure)) for r in result.radii for a in r.attacks if a.name == name]
         points = _percent([(0.0, getattr(result.clean, measure)), *values])
         if points:
-            axes.plot(*zip(*points, strict=True), color=_FAINT, linewidth=1, marker=".", markersize=4, zorder=2)
+            axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1, marker=".", markersize=4, zorder=2)
 
 
 def _worst(result: Result, measure: Measure) -> list[tuple[float, float | None]]:
@@ -86,7 +91,7 @@ def _dress(axes: Axes, radii: list[float], norm: str) -> None:
     axes.set_ylim(0, 106)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.set_xlabel("radius of the perturbation (n/255" + (")" if norm == "linf" else ", L2)"))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -126,7 +126,7 @@ class _Painter:
         return {
             "id": known.id, "index": known.index, "height": known.height, "width": known.width,
             "small": max(known.height, known.width) < SMALL,
-            "original": _first(_photograph(place / "original.png", self.level) for place in previews),
+            "original": _first(photograph(place / "original.png", self.level) for place in previews),
             "label": _first(self._map(place / "label.png") for place in previews),
             "runs": [
                 None if entry is None else self._run(result, entry)
@@ -156,36 +156,46 @@ class _Painter:
         condition, folder = condition_name(eps, attack), _folder(result)
         place = folder.preview_folder(self.index)
         return {
-            "adversarial": _photograph(place / f"{condition}.png", self.level),
+            "adversarial": photograph(place / f"{condition}.png", self.level),
             "perturbation": _noise(place / f"{condition}_perturbation.png", self.level),
             "prediction": self._map(folder.prediction_file(condition, self.index)),
         }
 
     def _map(self, file: Path) -> str | None:
-        """An index PNG in the colours of the classes, ignored pixels hatched."""
-        picture = _open(file)
-        if picture is None or picture.mode not in ("L", "P", "1"):
+        painted = paint_map(file, self.colours, self.level.side)
+        if painted is None:
             return None
-        values = np.asarray(_shrink(picture, self.level.side, Image.Resampling.NEAREST), dtype=np.uint8)
-        count = len(self.colours)
-        known = values < count
-        self.classes |= set(np.flatnonzero(np.bincount(values[known])).tolist())
-        if not known.all():
-            self.classes.add(IGNORE_INDEX)
-        rows, columns = np.indices(values.shape)
-        stripe = (rows + columns) // max(1, max(values.shape) // 64) % 4 == 0
-        # Two numbers that no class has; with 255 classes there is but one, and no stripes.
-        pale, dark = IGNORE_INDEX, min(count, IGNORE_INDEX)
-        indices = np.where(known, values, np.where(stripe, dark, pale)).astype(np.uint8)
-        palette = np.zeros((256, 3), dtype=np.uint8)
-        palette[:count] = self.colours
-        palette[dark], palette[pale] = HATCH[1], HATCH[0]
-        drawn = Image.fromarray(indices)
-        drawn.putpalette(palette.tobytes())
-        return _uri(drawn, "PNG")
+        self.classes |= painted[1]
+        return painted[0]
 
 
-def _photograph(file: Path, level: Level) -> str | None:
+def paint_map(file: Path, colours: Sequence[Sequence[int]], side: int) -> tuple[str, set[int]] | None:
+    """An index PNG in the colours of the classes, ignored pixels hatched, as a data URI, and the classes that occur in
+    it (255 for ignored). side: the longest, in pixels. None where there is no such picture."""
+    picture = _open(file)
+    if picture is None or picture.mode not in ("L", "P", "1"):
+        return None
+    values = np.asarray(_shrink(picture, side, Image.Resampling.NEAREST), dtype=np.uint8)
+    count = len(colours)
+    known = values < count
+    classes = set(np.flatnonzero(np.bincount(values[known])).tolist())
+    if not known.all():
+        classes.add(IGNORE_INDEX)
+    rows, columns = np.indices(values.shape)
+    stripe = (rows + columns) // max(1, max(values.shape) // 64) % 4 == 0
+    # Two numbers that no class has; with 255 classes there is but one, and no stripes.
+    pale, dark = IGNORE_INDEX, min(count, IGNORE_INDEX)
+    indices = np.where(known, values, np.where(stripe, dark, pale)).astype(np.uint8)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[:count] = colours
+    palette[dark], palette[pale] = HATCH[1], HATCH[0]
+    drawn = Image.fromarray(indices)
+    drawn.putpalette(palette.tobytes())
+    return _uri(drawn, "PNG"), classes
+
+
+def photograph(file: Path, level: Level) -> str | None:
+    """An image as a data URI, scaled to the level; None where there is no such picture."""
     picture = _open(file)
     if picture is None:
         return None

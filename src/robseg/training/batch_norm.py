@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn import functional as together
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -17,10 +17,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(features)
         pixels = torch.tensor([features.numel() / features.shape[1]], device=features.device, dtype=torch.float32)
         wide = features.float()
-        count = all_reduce(pixels)
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        count = _sum(pixels)
+        mean = _sum(wide.sum((0, 2, 3))) / count
         # In a second pass: E[x^2] - E[x]^2 would lose its digits where the mean is large.
-        variance = all_reduce((wide - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))) / count
+        variance = _sum((wide - mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))) / count
         with torch.no_grad():
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
@@ -31,13 +31,14 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if self.affine:
             scale = scale * self.weight
         shift = -mean * scale + (self.bias if self.affine else 0)
-        return (wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(features.dtype)
+        normalised: Tensor = wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return normalised.to(features.dtype)
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
     """The network with all its batch norms shared between the processes, its parameters and their names the same."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     if isinstance(network, nn.BatchNorm2d):
         return _shared(network)
@@ -57,3 +58,9 @@ def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm2d:
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(shared, name, buffer)
     return shared.train(norm.training)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum over all processes; the gradient goes through it."""
+    total: Tensor = together.all_reduce(values)  # type: ignore[no-untyped-call]
+    return total

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from robseg.attacks.objectives import OBJECTIVES, inverse_frequency_weights, objective_arguments
 from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.loader import Batch, training_batches
-from robseg.errors import UserError
-from robseg.evaluation.progress import Listener, Stages, stages
-from robseg.evaluation.survey import class_pixels
-from robseg.models.modes import attack_mode
+from robseg.evaluation.progress import Listener, stages
 from robseg.models.wrapper import SegmentationModel
 from robseg.seeding import derived_seed
 from robseg.training.batch_norm import share_batch_norm
-from robseg.training.checkpoints import read_newest, write_checkpoint
 from robseg.training.ema import averaged
-from robseg.training.groups import parameter_groups
 from robseg.training.methods import MethodSettings, training_step
 from robseg.training.recipe import Recipe
 from robseg.training.run_folder import BEST, TrainingFolder
 from robseg.training.schedule import Schedule, eps_share
-from robseg.training.stopping import Stop, deaf_children, stop_on_signals
+from robseg.training.setup import (
+    arithmetic,
+    autocast,
+    check_outputs,
+    make_optimiser,
+    objective_weights,
+    pieces_of,
+    validation_steps,
+)
+from robseg.training.state import (
+    Run,
+    diverged,
+    judged,
+    leave,
+    record,
+    refuse_non_finite,
+    restore,
+    save_model,
+    write_state,
+)
+from robseg.training.stopping import deaf_children, stop_on_signals
 from robseg.training.tensorboard import Board
 from robseg.training.together import Group
 from robseg.training.trainee import Trainee
 from robseg.training.validate import Interrupted, validate
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,16 @@ def fit(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     folder: TrainingFolder | None = None,
-    checkpoints: Any = None,
+    checkpoints: Path | None = None,
     progress: bool | Listener = False,
 ) -> Trained:
-    """Train `network` in place, in evaluation mode afterwards, as a recipe says; of it, `data` and `model` are not read.
+    """Train `network` in place as a recipe says, of which `data` and `model` are not read; then in evaluation mode.
 
     network: anything that `Trainee` takes. data, validation: labels of 0..C-1 or 255; one list of classes.
     mean, std: normalisation of the network's input. folder: where states, measurements and models are written, of the
     first process alone. checkpoints: the folder of the states to go on from, for all processes; None: begin anew.
 
-    All randomness comes from the recipe's seed, the step and the ids of images; the global generators stay as they were.
+    Randomness comes from the recipe's seed, the step and the ids of images; the global generators stay as they were.
     SIGTERM and Ctrl-C write a state and then end the process as ever. Raises UserError where the loss or a gradient is
     no number, where network, data, recipe and processes do not fit, and as the data set and the disk do.
     """
@@ -97,33 +107,32 @@ def fit(
         restore(run, checkpoints)
         if recipe.compile is not None:
             trainee.network = torch.compile(network, mode=recipe.compile)  # type: ignore[assignment]
-        loss = _train(run, pieces)
+        _train(run, pieces)
     network.eval()
-    refuse_non_finite(network, run)
+    refuse_non_finite(run)
     if run.average is not None:
         # What is saved and judged is what the caller gets.
         network.load_state_dict(run.average.module.state_dict())
     best = max((line for line in run.validations if line["validation"]["best"]), key=_step_of, default=None)
-    return Trained(run.step, loss, run.validations[-1] if run.validations else None, best)
+    return Trained(run.step, run.loss, run.validations[-1] if run.validations else None, best)
 
 
-def _train(run: Run, pieces: int) -> float | None:
-    """All steps that are left; the last loss."""
+def _train(run: Run, pieces: int) -> None:
+    """All steps that are left."""
     recipe, group, steps = run.recipe, run.group, run.schedule.steps
     batches = training_batches(
         run.data, recipe.augmentation, recipe.batch_size,
         seed=recipe.seed, first=run.step, rank=group.rank, processes=group.count, workers=recipe.workers,
         device=group.device,
     )  # fmt: skip
-    due = validation_steps(run)
-    line: dict[str, Any] = {}
+    due = validation_steps(recipe, steps) if run.validation is not None else set()
     saved = time.monotonic()
     first, pace = run.step, 0.0
     label = "training" if first == 0 else f"training from step {first}"
     run.shown.begin(label, steps - first)
     with deaf_children():
         batch = next(batches)
-    check_outputs(run, batch)
+    check_outputs(run.trainee, batch.images[:1], run.data)
     while True:
         if run.step in due and run.step not in {entry["step"] for entry in run.validations}:
             write_state(run)
@@ -136,7 +145,7 @@ def _train(run: Run, pieces: int) -> float | None:
             leave(run)
         begun = time.perf_counter()
         line = _step(run, batch, pieces)
-        run.step += 1
+        run.step, run.loss = run.step + 1, line["loss"]
         if run.step < steps:
             batch = next(batches)
         speed = recipe.batch_size / (time.perf_counter() - begun)
@@ -147,8 +156,7 @@ def _train(run: Run, pieces: int) -> float | None:
             write_state(run)
             saved = time.monotonic()
     write_state(run)
-    save_model(run, "", run.validations[-1] if run.validations else None, line.get("loss"))
-    return line.get("loss")
+    save_model(run, "", run.validations[-1] if run.validations else None)
 
 
 def _step(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def _step(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
                 seed=recipe.seed, keys=batch.keys[rows], eps_share=share, class_weights=run.class_weights,
                 counted=counted.clamp_min(1) / all_pieces,
             )  # fmt: skip
-        run.scaler.scale(found.loss / all_pieces).backward()  # type: ignore[no-untyped-call]
+        run.scaler.scale(found.loss / all_pieces).backward()
         right = (found.logits.argmax(1) == found.labels).sum().float() * all_pieces
         for name, value in {"loss": found.loss.detach(), **found.parts, "right": right}.items():
             sums[name] = sums.get(name, 0) + value / all_pieces  # type: ignore[assignment]
@@ -232,7 +240,7 @@ def _validate(run: Run) -> None:
     if run.folder is not None:
         run.folder.save_samples(pictures)
         for place in (*((BEST,) if best else ()), ""):
-            save_model(run, place, line, None)
+            save_model(run, place, line)
         if run.board is not None:
             run.board.add_pictures(run.step, pictures, run.data.classes)
     record(run, line)

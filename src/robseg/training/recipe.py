@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from robseg.attacks.catalogue import AttackConfig, find_attacks
 from robseg.data.augment import Augmentation
@@ -14,6 +23,24 @@ from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import IMAGENET_MEAN, IMAGENET_STD
 from robseg.training.inner_attack import AttackSettings
 from robseg.training.methods import METHODS
+
+
+def _located(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Let pydantic see what a section says of itself, so that it can name the key."""
+    try:
+        return handler(value)
+    except UserError as error:
+        raise ValueError(str(error).removesuffix(".")) from error
+
+
+def _one_of(kind: str, known: Iterable[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(str(unknown_name(kind, name, known)).removesuffix("."))
+        return name
+
+    return AfterValidator(check)
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,18 +71,11 @@ class ModelSettings(_Section):
     normalisation: of the input: none, imagenet, backbone (what the backbone's file holds), or {mean, std}.
     """
 
-    architecture: str
+    architecture: Annotated[str, _one_of("architecture", ARCHITECTURES)]
     arguments: dict[str, Any] = Field(default_factory=dict)
     backbone: str | None = None
     checkpoint: str | None = None
     normalisation: Literal["none", "imagenet", "backbone"] | Normalisation = "none"
-
-    @field_validator("architecture")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in ARCHITECTURES:
-            raise unknown_name("architecture", name, ARCHITECTURES)
-        return name
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
@@ -148,9 +168,9 @@ class Recipe(_Section):
     needs: dict[str, str] = Field(default_factory=dict)
     data: DataSettings
     model: ModelSettings
-    augmentation: Augmentation
-    method: str = "clean"
-    attack: AttackSettings = AttackSettings()
+    augmentation: Annotated[Augmentation, WrapValidator(_located)]
+    method: Annotated[str, _one_of("training method", METHODS)] = "clean"
+    attack: Annotated[AttackSettings, WrapValidator(_located)] = AttackSettings()
     eps_warmup: Share = 0.0
     aux_weight: NotNegative = 0.4
     optimiser: OptimiserSettings = OptimiserSettings()
@@ -166,16 +186,9 @@ class Recipe(_Section):
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     sync_batch_norm: bool = True
     workers: int = Field(default=0, ge=0)
-    validation: ValidationSettings = ValidationSettings()
+    validation: Annotated[ValidationSettings, WrapValidator(_located)] = ValidationSettings()
     checkpoint_minutes: NotNegative = 10.0
     tensorboard: bool = False
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in METHODS:
-            raise unknown_name("training method", name, METHODS)
-        return name
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:

@@ -48,7 +48,7 @@ def load_recipe(
         file = _find(str(recipe), Path())
         layers, name = _layers(read_yaml(file), str(file), file.parent, (file,)), file.stem
     pairs = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    layers.append(({key: value for key, value in _nested(pairs).items()}, OVERRIDES))
+    layers.append((_nested(pairs), OVERRIDES))
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for content, origin in layers:
@@ -59,8 +59,8 @@ def load_recipe(
     merged.setdefault("name", name)
     missing = [key for key in merged.get("needs", {}) if not _has(merged, key)]
     if missing and complete:
-        key = missing[0]
-        raise UserError(f"The recipe '{name}' needs {key}, {merged['needs'][key]}; give {key}=VALUE.")
+        what = " and ".join(f"{key} ({merged['needs'][key]})" for key in missing)
+        raise UserError(f"The recipe '{name}' needs {what}; give {' '.join(f'{key}=...' for key in missing)}.")
     return _validated(merged, origins, name)
 
 
@@ -210,6 +210,7 @@ def _refuse_unknown(content: Any, origin: str, section: Any = Recipe, at: str = 
             name = f"{at}{key}"
             every = _all_keys(Recipe)
             near = [other for other in every if other.rpartition(".")[2] == key]
+            near = near or [f"{at}{k}" for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6)]
             near = near or difflib.get_close_matches(name, every, n=3, cutoff=0.7)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(f'{at}{k}' for k in known)}."
             raise UserError(f"{origin}: unknown key '{name}'; {hint}")
@@ -220,8 +221,6 @@ def _refuse_unknown(content: Any, origin: str, section: Any = Recipe, at: str = 
 def _validated(merged: dict[str, Any], origins: Mapping[str, str], name: str) -> Recipe:
     try:
         return Recipe.model_validate(merged)
-    except UserError as error:
-        raise UserError(f"The recipe '{name}' is wrong: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         # Members of a union stand in the path as if they were keys.
@@ -230,11 +229,14 @@ def _validated(merged: dict[str, Any], origins: Mapping[str, str], name: str) ->
             parts.pop()
         key = ".".join(parts)
         origin = next((origins[k] for k in _upwards(key) if k in origins), f"The recipe '{name}'")
-        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if first["type"] == "missing":
             raise UserError(f"{origin}: the key '{key}' is missing.") from None
+        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if first["type"] == "value_error":
             raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}.") from None
+        if first["type"] in ("model_type", "dataclass_type", "dict_type"):
+            reason = "a mapping of keys to values"
+        reason = reason.partition(", unable to parse")[0]
         raise UserError(f"{origin}: {key} is {first['input']!r}; it must be {reason}.") from None
 
 

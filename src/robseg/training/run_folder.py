@@ -96,16 +96,16 @@ class TrainingFolder:
                 found = first_difference(old, new)
                 if found:
                     raise UserError(
-                        f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; choose "
-                        "another --out, or the same recipe to go on with that training."
+                        f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; "
+                        "choose another --out, or the same recipe to go on with that training."
                     )
         else:
             with disk_errors(self.path):
                 if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                     raise UserError(f"{self.path} is not empty and holds no robseg training; choose another --out.")
                 self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
         write_text(file, recipe_text(self.recipe))
+        write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
 
     def go_on_from(self, step: int) -> list[dict[str, Any]]:
         """Forget what was measured after a step; the lines that stay."""

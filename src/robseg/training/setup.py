@@ -1,8 +1,32 @@
+"""What a training is made of before its first step, and what is refused there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robseg.attacks.objectives import OBJECTIVES, inverse_frequency_weights, objective_arguments
+from robseg.data.base import Dataset
+from robseg.data.counts import class_pixels
+from robseg.errors import UserError
+from robseg.models.modes import attack_mode
+from robseg.training.groups import parameter_groups
+from robseg.training.recipe import Recipe
+from robseg.training.together import Group
+from robseg.training.trainee import Trainee
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def pieces_of(recipe: Recipe, group: Group) -> int:
     """Into how many pieces each process cuts its share of a batch; UserError where that does not come out even."""
     if recipe.batch_size % group.count:
         raise UserError(
-            f"batch_size {recipe.batch_size} cannot be shared by {group.count} processes; it must be a multiple of them."
+            f"batch_size {recipe.batch_size} cannot be shared by {group.count} processes; it must be a multiple of "
+            "their number."
         )
     own = recipe.batch_size // group.count
     micro = min(recipe.micro_batch or own, own)
@@ -20,6 +44,7 @@ def pieces_of(recipe: Recipe, group: Group) -> int:
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of the recipe over its groups of parameters."""
     settings = recipe.optimiser
     groups = parameter_groups(
         network, weight_decay=settings.weight_decay, decay_all=settings.decay_all, new_rate=settings.new_rate
@@ -39,23 +64,24 @@ def objective_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Te
     return inverse_frequency_weights(class_pixels(data)).to(device)
 
 
-def validation_steps(run: Run) -> set[int]:
-    times = run.recipe.validation.times if run.validation is not None else 0
-    return {max(1, round(run.schedule.steps * number / times)) for number in range(1, times + 1)}
+def validation_steps(recipe: Recipe, steps: int) -> set[int]:
+    """The numbers of steps after which there is a validation, the last at the end."""
+    times = recipe.validation.times
+    return {max(1, round(steps * number / times)) for number in range(1, times + 1)}
 
 
-def check_outputs(run: Run, batch: Batch) -> None:
+def check_outputs(trainee: Trainee, images: Tensor, data: Dataset) -> None:
     """UserError, before anything is trained, where the network does not give a logit for each class of the data."""
-    with torch.no_grad(), attack_mode(run.trainee):
-        logits = run.trainee(batch.images[:1])
-    if logits.shape[1] != len(run.data.classes):
+    with torch.no_grad(), attack_mode(trainee):
+        logits = trainee(images)
+    if logits.shape[1] != len(data.classes):
         raise UserError(
-            f"The network gives {logits.shape[1]} classes, and '{run.data.name}' has {len(run.data.classes)}; make them "
-            "agree."
+            f"The network gives {logits.shape[1]} classes, and '{data.name}' has {len(data.classes)}; make them agree."
         )
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The arithmetic of forward passes."""
     dtype = AUTOCAST.get(recipe.precision)
     # Without its cache, which would hand weights cast under no_grad to the pass that is trained through.
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
@@ -70,5 +96,3 @@ def arithmetic(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-

@@ -1,6 +1,33 @@
+"""A training under way: its state in memory and on disk, what is recorded of it, and how it ends before its time."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from robseg.data.base import Dataset
+from robseg.errors import UserError
+from robseg.evaluation.progress import Stages
+from robseg.training.checkpoints import read_newest, write_checkpoint
+from robseg.training.recipe import Recipe
+from robseg.training.run_folder import TrainingFolder
+from robseg.training.schedule import Schedule
+from robseg.training.stopping import Stop
+from robseg.training.tensorboard import Board
+from robseg.training.together import Group
+from robseg.training.trainee import Trainee
+
+
 @dataclass
 class Run:
-    """A training under way. network: the weights; trainee: what is trained through, perhaps compiled, with them."""
+    """network: the weights; trainee: what is trained through, perhaps compiled, with them. step: updates done;
+    written: of the newest state on disk, -1 for none. loss: of the last step. validations: lines of metrics.jsonl."""
 
     recipe: Recipe
     data: Dataset
@@ -19,6 +46,7 @@ class Run:
     class_weights: Tensor | None
     step: int = 0
     written: int = -1
+    loss: float | None = None
     validations: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -38,11 +66,12 @@ def write_state(run: Run) -> None:
     run.written = run.step
 
 
-def restore(run: Run, checkpoints: Any) -> None:
-    """Load the newest whole state, if there is any, and forget what was measured after it."""
-    report: Callable[[str], None] = (lambda text: print(f"warning: {text}", file=sys.stderr)) if (
-        run.group.rank == 0
-    ) else (lambda text: None)  # fmt: skip
+def restore(run: Run, checkpoints: Path | None) -> None:
+    """Load the newest whole state of a folder, if there is any, and forget what was measured after it.
+
+    Damaged ones are reported on stderr. Raises UserError where none is whole or the processes see different ones.
+    """
+    report = _warn if run.group.rank == 0 else _say_nothing
     state = None if checkpoints is None else read_newest(checkpoints, report)
     if state is not None:
         run.network.load_state_dict(state["network"])
@@ -51,10 +80,12 @@ def restore(run: Run, checkpoints: Any) -> None:
         if run.average is not None:
             run.average.load_state_dict(state["average"])
         run.step = run.written = state["step"]
-    run.group.wait()
+    if int(run.group.sum(torch.tensor([float(run.step)]))[0]) != run.step * run.group.count:
+        raise UserError(f"The processes see different states in {checkpoints}; it must be a folder that all share.")
     if run.folder is not None:
         lines = run.folder.go_on_from(run.step)
         run.validations = [line for line in lines if "validation" in line]
+        run.loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)
     if run.group.count > 1:
         # Only the first process reads the record; all must know which validations are done.
         found = [run.validations]
@@ -62,14 +93,14 @@ def restore(run: Run, checkpoints: Any) -> None:
         run.validations = found[0]
 
 
-def save_model(run: Run, place: str, validation: dict[str, Any] | None, loss: float | None) -> None:
-    """The model as it is now; where averaged weights are kept, these."""
+def save_model(run: Run, place: str, validation: dict[str, Any] | None) -> None:
+    """Write the model as it is now into the run's folder or one in it; where averaged weights are kept, these."""
     if run.folder is None:
         return
     training: dict[str, Any] = {"step": run.step, "of": run.schedule.steps, "seed": run.recipe.seed}
     training |= {"weights": "averaged" if run.average is not None else "last", "method": run.recipe.method}
-    if loss is not None:
-        training["final_loss"] = loss
+    if run.loss is not None:
+        training["final_loss"] = run.loss
     if validation is not None and validation["step"] == run.step:
         found = validation["validation"]
         training["validation"] = {"criterion": found["criterion"], "value": found["value"]}
@@ -77,10 +108,12 @@ def save_model(run: Run, place: str, validation: dict[str, Any] | None, loss: fl
 
 
 def judged(run: Run) -> nn.Module:
-    return run.network if run.average is None else run.average.module  # type: ignore[no-any-return]
+    """The network that is validated and saved."""
+    return run.network if run.average is None else run.average.module
 
 
 def record(run: Run, line: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl, and to TensorBoard's files where asked for."""
     if run.folder is not None:
         run.folder.log(line)
     if run.board is not None:
@@ -98,6 +131,7 @@ def leave(run: Run) -> None:
 
 
 def diverged(run: Run, what: str, rate: float) -> UserError:
+    """The error that ends a training whose numbers are none."""
     written = f"{run.folder.checkpoints} holds step {run.written}" if run.folder and run.written >= 0 else "none"
     return UserError(
         f"The training diverged: {what} at step {run.step + 1}, rate {rate:.3g}; last good checkpoint: {written}; "
@@ -105,8 +139,15 @@ def diverged(run: Run, what: str, rate: float) -> UserError:
     )
 
 
-def refuse_non_finite(network: nn.Module, run: Run) -> None:
-    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+def refuse_non_finite(run: Run) -> None:
+    """UserError where the weights are not finite."""
+    if not all(bool(value.isfinite().all()) for value in run.network.state_dict().values()):
         raise UserError(f"The training diverged: weights are not finite after step {run.step}; lower optimiser.lr.")
 
 
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _say_nothing(text: str) -> None:
+    pass

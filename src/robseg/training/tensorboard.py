@@ -31,11 +31,11 @@ class Board:
             raise UserError(
                 "TensorBoard is not installed; pip install 'robseg[tensorboard]', or leave tensorboard=true away."
             ) from error
-        writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(folder / "tensorboard"))
         try:
             yield Board(writer)
         finally:
-            writer.close()  # type: ignore[no-untyped-call]
+            writer.close()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """The numbers of a line of metrics.jsonl."""

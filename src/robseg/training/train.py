@@ -21,7 +21,7 @@ from robseg.loading.normaliser import take_normaliser
 from robseg.loading.places import fetch
 from robseg.models.architectures import ARCHITECTURES
 from robseg.seeding import derived_seed
-from robseg.training.loop import Trained, fit
+from robseg.training.loop import fit
 from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import load_recipe
 from robseg.training.run_folder import CHECKPOINTS, RECIPE, ModelInfo, TrainingFolder
@@ -32,11 +32,12 @@ Mean = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """folder: of the training, which `robseg.evaluate` takes as a model. recipe: the resolved one. The rest as of
-    `robseg.training.loop.Trained`."""
+    """folder: of the training, which `robseg.evaluate` takes as a model. recipe: the resolved one. rank: of this
+    process. The rest as of `robseg.training.loop.Trained`."""
 
     folder: Path
     recipe: Recipe
+    rank: int
     steps: int
     loss: float | None
     validation: dict[str, Any] | None
@@ -65,8 +66,8 @@ def train(
     overrides: keys of the recipe: epochs=10, optimiser={"lr": 1e-4}, or **{"optimiser.lr": 1e-4}.
     device: "auto" or a torch device. progress: a bar or lines on stderr, or a function told (stage, done, total, note).
 
-    Several processes (torchrun, accelerate launch, SLURM) share each batch. Raises UserError, one sentence, for what the
-    caller can mend; SIGTERM and Ctrl-C leave a state to go on from and end the process as ever.
+    Several processes (torchrun, accelerate launch, SLURM) share each batch. Raises UserError, one sentence, for what
+    the caller can mend; SIGTERM and Ctrl-C leave a state to go on from and end the process as ever.
     """
     out = Path(out)
     stored = out / RECIPE
@@ -98,7 +99,7 @@ def train(
         progress=progress,
     )  # fmt: skip
     group.wait()
-    return _result(out, resolved, done)
+    return TrainingResult(out, resolved, group.rank, done.steps, done.loss, done.validation, done.best)
 
 
 def build(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Mean | None, Mean | None]:
@@ -121,8 +122,8 @@ def build(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Mean | None, Mea
         if model.normalisation == "backbone":
             if found is None:
                 raise UserError(
-                    f"The file '{model.backbone}' holds no mean and std of its input; say model.normalisation=imagenet, "
-                    "none or {mean: [...], std: [...]}."
+                    f"The file '{model.backbone}' holds no mean and std of its input; say "
+                    "model.normalisation=imagenet, none or {mean: [...], std: [...]}."
                 )
             mean, std = found.mean, found.std
     if model.checkpoint is not None:
@@ -171,7 +172,7 @@ def _description(
     steps = recipe.total_steps(len(data))
     return {
         "robseg_version": version("robseg"),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
         "steps": steps,
         "epochs": round(steps * recipe.batch_size / len(data), 3),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -193,7 +194,3 @@ def _ids(data: Dataset) -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _result(out: Path, recipe: Recipe, done: Trained) -> TrainingResult:
-    return TrainingResult(out, recipe, done.steps, done.loss, done.validation, done.best)

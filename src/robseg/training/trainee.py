@@ -41,6 +41,7 @@ class Trainee(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         if (mean is None) != (std is None):
             raise UserError("mean and std of a model's input belong together; give both or neither.")
         for name, values in (("mean", mean), ("std", std)):

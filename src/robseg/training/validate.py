@@ -21,7 +21,7 @@ from robseg.training.run_folder import Picture
 from robseg.training.together import Group
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """A process was asked to stop while the validation ran."""
 
 
@@ -100,7 +100,7 @@ def _sums(counts: Counts) -> Tensor:
 
 
 def _scores(sums: Tensor, classes: int) -> dict[str, Any]:
-    intersection, union, target = (part[None].long().numpy() for part in sums[: 3 * classes].split(classes))
+    intersection, union, target = (part[None].long().numpy() for part in sums[: 3 * classes].view(3, classes))
     pooled = scores(Counts(intersection, union, target))
     images = float(sums[-1])
     values = {"miou": pooled.miou, "aacc": float(sums[-2]) / images if images else math.nan, "macc": pooled.macc}
