@@ -183,24 +183,27 @@ def ratios(found: dict[str, dict[int, dict[str, Any]]]) -> list[tuple[int, float
     ]
 
 
+def _row(steps: int, level: float, needed: float | None, smallest: int) -> list[Any]:
+    if needed is None:
+        return [steps, percent(level), "never", "–"]
+    at_most, at_least = ("at most ", "≥ ") if needed <= smallest else ("", "")
+    return [steps, percent(level), f"{at_most}{needed:.0f}", f"{at_least}{steps / needed:.1f}"]
+
+
 def report(found: dict[str, Any], losses: dict[str, float], arguments: argparse.Namespace) -> None:
     rows = [
         [budget, *(" / ".join(percent(found[start][budget][key]) for key in ("clean", "robust")) for start in STARTS)]
         for budget in arguments.budgets
     ]
-    smallest = min(arguments.budgets)
-    reached = [
-        [steps, percent(level), *(("never", "–") if needed is None else
-         (f"{'at most ' if needed <= smallest else ''}{needed:.0f}", f"{'≥ ' if needed <= smallest else ''}{steps / needed:.1f}"))]
-        for steps, level, needed in ratios(found)
-    ]  # fmt: skip
+    reached = [_row(*one, smallest=min(arguments.budgets)) for one in ratios(found)]
     text = (
-        f"mIoU in % clean / in the worst case of SEA ({arguments.sea_steps} steps) at {EPS:g}/255 on {arguments.images} "
-        f"images, after so many steps of the same adversarial training; backbones of {arguments.pretraining_steps} "
-        f"steps, seed {arguments.seed}.\n\n" + table(["steps", *STARTS.values()], rows)
+        f"mIoU in % clean / in the worst case of SEA ({arguments.sea_steps} steps) at {EPS:g}/255 on "
+        f"{arguments.images} images, after so many steps of the same adversarial training; backbones of "
+        f"{arguments.pretraining_steps} steps, seed {arguments.seed}.\n\n"
+        + table(["steps", *STARTS.values()], rows)
         + "\nSteps that the robust start takes to the robust mIoU of the plain one.\n\n"
         + table(["plain start, steps", "robust mIoU", "robust start, steps", "ratio"], reached)
-    )  # fmt: skip
+    )
     keep(
         RESULTS / "pirat-miniature", text, {"arguments": vars(arguments), "pretraining_losses": losses, "found": found}
     )

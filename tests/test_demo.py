@@ -10,19 +10,21 @@ from rich.console import Console
 
 from robseg import UserError, demo, evaluate, read_result
 from robseg.loading.model_source import open_model
-from robseg.training import fit
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Recipes and an evaluation that take a second instead of minutes."""
     monkeypatch.setenv("ROBSEG_HOME", str(tmp_path / "home"))
-    for name in ("PLAIN", "ROBUST"):
-        monkeypatch.setattr(fit, name, dataclasses.replace(getattr(fit, name), steps=2, batch_size=2))
+    sides = []
+    for side in demo.SIDES:
+        file = tmp_path / f"{side.name}.yaml"
+        file.write_text(f"inherits: {side.recipe}\nsteps: 2\nbatch_size: 2\n")
+        sides.append(dataclasses.replace(side, recipe=str(file)))
+    monkeypatch.setattr(demo, "SIDES", tuple(sides))
     monkeypatch.setattr(demo, "STEPS", 1)
     monkeypatch.setattr(demo, "IMAGES", 2)
     monkeypatch.setattr(demo, "EVALUATION", "shapes?split=val&count=2&size=32")
-    monkeypatch.setattr(demo, "TRAINING_IMAGES", 4)
     return tmp_path
 
 

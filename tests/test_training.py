@@ -1,29 +1,47 @@
-"""The small network, the training loop and the folder of a trained model."""
+"""The training loop: what it computes, what it writes, and what it says where something does not fit."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import robseg
 from robseg.data import open_data
-from robseg.data.base import IGNORE_INDEX, ClassList, Sample
+from robseg.data.base import IGNORE_INDEX
+from robseg.data.loader import training_batches
 from robseg.data.samples import SampleList
 from robseg.data.shapes import Shapes
 from robseg.errors import UserError
-from robseg.loading.model_folder import read_model_folder, save_model
+from robseg.loading.model_folder import read_model_folder
+from robseg.metrics.counts import concatenate, image_counts
+from robseg.metrics.scores import scores
+from robseg.models.architectures import ARCHITECTURES
+from robseg.models.ddcat import DDCAT
+from robseg.models.dilated import ASPP, DilatedSegmenter
 from robseg.models.small_unet import small_unet
-from robseg.training.fit import Recipe, augment, fit, learning_rate, perturb
+from robseg.models.wrapper import SegmentationModel
+from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
+from robseg.training.inner_attack import perturb
+from robseg.training.loop import fit
+from robseg.training.recipe_files import load_recipe
+from robseg.training.run_folder import read_metrics
+from robseg.training.schedule import Schedule
+from robseg.training.together import Group
+from robseg.training.train import build
+from robseg.training.trainee import Trainee
+from small_runs import NoNumber, distance, recipe, same, weights
 
-QUICK = Recipe(steps=3, batch_size=2, lr=1e-3)
-TWO = ClassList(("left", "right"), ((0, 0, 0), (255, 0, 0)))
+ALONE = Group(0, 1, torch.device("cpu"), lambda: None)
 
 
 def fresh(seed: int = 0, num_classes: int = 6, width: int = 4) -> nn.Module:
@@ -32,333 +50,411 @@ def fresh(seed: int = 0, num_classes: int = 6, width: int = 4) -> nn.Module:
         return small_unet(num_classes, width)
 
 
-def some_images(count: int = 3, size: int = 32) -> tuple[Tensor, Tensor]:
-    samples = list(Shapes(count=count, size=size, split="train"))
-    return torch.stack([s.image for s in samples]), torch.stack([s.label for s in samples])
+def train(out: Path, progress: Any = False, **changes: Any) -> robseg.training.train.TrainingResult:
+    return robseg.train(recipe(**changes), out=out, device="cpu", progress=progress)
 
 
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder) if "loss" in line]
 
 
-# The network
-
-
-@pytest.mark.parametrize("size", [(16, 16), (17, 31), (45, 60), (180, 240)])
-def test_small_unet_gives_logits_of_the_size_of_any_image(size: tuple[int, int]) -> None:
-    network = fresh(num_classes=11).eval()
-    images = torch.rand(2, 3, *size)
-    logits = network(images)
-    assert logits.shape == (2, 11, *size)
-    torch.testing.assert_close(network(images[1:]), logits[1:], rtol=1e-4, atol=1e-5)
-
-
-def test_small_unet_sees_the_whole_of_a_small_image() -> None:
-    images = torch.rand(1, 3, 32, 32, requires_grad=True)
-    (gradient,) = torch.autograd.grad(fresh().eval()(images)[0, :, 16, 16].sum(), images)
-    assert (gradient.abs().sum((0, 1)) > 0).float().mean() > 0.9
-
-
-def test_small_unet_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="12 x 40"):
-        fresh()(torch.rand(1, 3, 12, 40))
-    with pytest.raises(UserError, match="num_classes"):
-        small_unet(1)
-
-
-# Training
-
-
-@pytest.mark.parametrize("method", ["clean", "at"])
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: str) -> None:
-    recipe = dataclasses.replace(QUICK, method=method)
+@pytest.mark.parametrize("method", ["clean", "at", "sat"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: str, tmp_path: Path) -> None:
     networks = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed + len(networks))
+    data = open_data(recipe()["data"]["train"])
+    for place, seed in enumerate((1, 1, 2)):
         # Dropout draws from the global generator, which the loop has to take in hand.
         networks.append(nn.Sequential(fresh(), nn.Dropout(0.2)))
+        torch.manual_seed(place)
         before = torch.get_rng_state()
-        fit(networks[-1], Shapes(count=5, size=32, split="train"), recipe, seed=seed)
+        fit(networks[-1], data, load_recipe(recipe(method=method, seed=seed, steps=3)), group=ALONE)
         assert torch.equal(before, torch.get_rng_state())
-    assert same_weights(networks[0], networks[1])
-    assert not same_weights(networks[0], networks[2])
+        assert not networks[-1].training
+    first, second, other = (network.state_dict() for network in networks)
+    assert same(first, second)
+    assert not same(first, other)
 
 
 @pytest.mark.parametrize("method", ["clean", "at"])
-def test_training_learns_and_writes_its_record(method: str, tmp_path: Path) -> None:
-    recipe = Recipe(method=method, steps=30, batch_size=4, lr=1e-2, attack_steps=1, eps=2.0)
-    seen: list[int] = []
-    network = fresh(width=8)
-    history = fit(
-        network,
-        Shapes(count=4, size=32, split="train"),
-        recipe,
-        out=tmp_path / "run",
-        progress=lambda p: seen.append(p.step),
+def test_a_training_learns_and_its_folder_is_a_model_to_evaluate(method: str, tmp_path: Path) -> None:
+    told: list[tuple[str, float, float, str]] = []
+    result = train(
+        tmp_path / "run", lambda *said: told.append(said),
+        method=method, steps=30, optimiser={"lr": 1e-2}, attack={"eps": 2.0}, validation={"times": 2},
+        model={"arguments": {"width": 8}}, data={"train": "shapes?split=train&count=4&size=32"},
+    )  # fmt: skip
+    lines = steps_of(result.folder)
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["epoch"] == 30
+    assert lines[-1]["loss"] == result.loss < 0.7 * lines[0]["loss"]
+    assert lines[-1]["accuracy"] > 0.7
+    assert [line["rate"] for line in lines] == [Schedule(1e-2, 30, warmup=8).rate(step) for step in range(30)]
+    assert all(line["images_per_s"] > 0 and line["gradient"] > 0 for line in lines)
+    assert all(line["loss"] == pytest.approx(sum(line["parts"].values())) for line in lines)
+    assert [line["step"] for line in read_metrics(result.folder) if "validation" in line] == [15, 30]
+    assert any("training" in label and "loss" in note and "images/s" in note for label, _, _, note in told)
+
+    again = robseg.evaluate(
+        str(result.folder), "shapes?split=val&count=5&size=32", eps=4, attack="fgsm", out=tmp_path / "eval",
+        progress=False, device="cpu",
+    )  # fmt: skip
+    assert again.clean.miou == pytest.approx(result.validation["validation"]["clean"]["miou"], abs=1e-6)
+    assert again.clean.aacc == pytest.approx(result.validation["validation"]["clean"]["aacc"], abs=1e-6)
+    stored = read_model_folder(result.folder).description.training
+    assert (stored["step"], stored["seed"], stored["final_loss"]) == (30, 0, result.loss)
+    assert stored["validation"]["criterion"] == ("clean.miou" if method == "clean" else "attacked.miou")
+    assert load_recipe(result.folder / "recipe.yaml") == result.recipe
+    run = yaml.safe_load((result.folder / "run.yaml").read_text())
+    assert (run["steps"], run["data"]["images"], run["device"]) == (30, 4, "cpu")
+    pictures = result.folder / "samples" / "0"
+    assert {p.stem for p in pictures.iterdir()} == {
+        "image", "label", "prediction", "adversarial", "adversarial-prediction",
+    }  # fmt: skip
+
+
+def test_the_best_model_is_that_of_the_best_validation(tmp_path: Path) -> None:
+    result = train(tmp_path, steps=12, validation={"times": 12, "criterion": "attacked.aacc"}, optimiser={"lr": 0.05})
+    found = [line for line in read_metrics(tmp_path) if "validation" in line]
+    values = [line["validation"]["value"] for line in found]
+    assert [line["step"] for line in found] == list(range(1, 13))
+    assert values == [line["validation"]["attacked"]["aacc"] for line in found]
+    assert [line["validation"]["best"] for line in found] == [
+        all(v > old for old in values[:i]) for i, v in enumerate(values)
+    ]
+    assert len(set(values)) > 3
+    assert result.best == found[values.index(max(values))]
+    assert read_model_folder(tmp_path / "best").description.training["step"] == result.best["step"]
+    assert read_model_folder(tmp_path).description.training["step"] == 12
+    if result.best["step"] != 12:
+        assert not same(weights(tmp_path / "best"), weights(tmp_path))
+
+
+def test_validation_counts_every_image_once_whatever_the_batches(tmp_path: Path) -> None:
+    result = train(tmp_path, steps=2, validation={"times": 1, "batch_size": 3})
+    model, data = SegmentationModel(read_model_folder(tmp_path).network), open_data(recipe()["data"]["validation"])
+    with torch.no_grad():
+        counts = [image_counts(model(s.image[None]).argmax(1), s.label[None], 6, IGNORE_INDEX) for s in data]
+    expected = scores(concatenate(counts))
+    clean = result.validation["validation"]["clean"]
+    assert clean["miou"] == pytest.approx(expected.miou, abs=1e-5)
+    assert clean["aacc"] == pytest.approx(expected.aacc_image_mean, abs=1e-5)
+    assert clean["macc"] == pytest.approx(expected.macc, abs=1e-5)
+    for i, value in enumerate(expected.iou):
+        assert (clean["iou"][i] is None and math.isnan(value)) or clean["iou"][i] == pytest.approx(value, abs=1e-5)
+
+
+def test_a_step_is_the_optimisers_on_the_adversarial_batch_alone() -> None:
+    settings = load_recipe(recipe(steps=1, schedule={"warmup": 0.0}, batch_size=3, attack={"steps": 2}))
+    data = open_data(recipe()["data"]["train"])
+    network, expected = fresh(), fresh().to(memory_format=torch.channels_last)
+    fit(network, data, settings, group=ALONE)
+
+    batch = next(training_batches(data, settings.augmentation, 3, seed=0))
+    found = perturb(Trainee(expected), batch.images, batch.labels, settings.attack, seed=0, keys=batch.keys)
+    assert not torch.equal(found, batch.images)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in expected.parameters() if p.ndim > 1], "weight_decay": 1e-2},
+            {"params": [p for p in expected.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
     )
-    assert seen == [p.step for p in history] == list(range(1, 31))
-    assert history[-1].loss < 0.7 * history[0].loss
-    assert history[-1].accuracy > 0.7
-    assert not network.training
-    lines = (tmp_path / "run" / "training.csv").read_text().splitlines()
-    assert lines[0] == "step,loss,accuracy,lr"
-    assert len(lines) == 31
-    assert float(lines[-1].split(",")[1]) == pytest.approx(history[-1].loss, rel=1e-5)
+    expected.train()
+    F.cross_entropy(expected(found), batch.labels, ignore_index=IGNORE_INDEX).backward()
+    optimiser.step()
+    # Adam's first step is the sign of the gradient: where that is all but zero, rounding decides it.
+    for name, value in expected.state_dict().items():
+        differing = (network.state_dict()[name] - value).abs() > 1e-4
+        assert differing.float().mean() < 0.02, name
 
 
-def test_perturb_stays_in_the_ball_raises_the_loss_and_leaves_the_network_as_it_was() -> None:
-    network = fresh()
-    network.train()
-    images, labels = some_images()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    keys = ["a", "b", "c"]
-    found = perturb(network, images, labels, eps=8 / 255, alpha=3 / 255, steps=3, seed=0, keys=keys)
+def test_pieces_of_a_batch_add_up_to_its_gradient() -> None:
+    class Plain(nn.Module):
+        """No batch norm, whose statistics are those of a piece."""
 
-    assert (found - images).abs().max() <= 8 / 255 + 1e-6
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert not found.requires_grad
-    assert network.training
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in network.parameters())
-    network.eval()
-    losses = [F.cross_entropy(network(x), labels, ignore_index=IGNORE_INDEX) for x in (images, found)]
-    assert losses[1] > losses[0]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 6, 1))
 
-    # An image's perturbation does not depend on the company it is in.
-    alone = perturb(network, images[1:2], labels[1:2], eps=8 / 255, alpha=3 / 255, steps=3, seed=0, keys=["b"])
-    assert ((alone - found[1:2]).abs() > 1e-6).float().mean() < 0.01
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.layers(images)
+            return logits
 
-
-def test_perturb_with_everything_ignored_only_adds_the_random_start() -> None:
-    images, labels = some_images()
-    labels = torch.full_like(labels, IGNORE_INDEX)
-    arguments = {"eps": 8 / 255, "alpha": 3 / 255, "seed": 0, "keys": ["a", "b", "c"]}
-    still = perturb(fresh(), images, labels, steps=3, **arguments)
-    assert torch.equal(still, perturb(fresh(), images, labels, steps=0, **arguments))
-    assert not torch.equal(still[0] - images[0], still[1] - images[1])
+    data = open_data("shapes?split=train&count=8&size=32")
+    # Images of which unequal parts are void, so that the pieces must be weighted.
+    cut = [(s.image, s.label.index_fill(0, torch.arange(4 * i), IGNORE_INDEX), s.id) for i, s in enumerate(data)]
+    data = SampleList(cut, data.classes)
+    for method in ("clean", "sat", "at"):
+        results = []
+        for micro in (8, 4, 2):
+            torch.manual_seed(0)
+            network = Plain()
+            settings = recipe(
+                method=method, batch_size=8, micro_batch=micro, steps=3, optimiser={"name": "sgd", "lr": 0.5}
+            )
+            fit(network, data, load_recipe(settings), group=ALONE)
+            results.append(network.state_dict())
+        assert distance(results[1], results[0]) < 1e-4
+        assert distance(results[2], results[0]) < 1e-4
 
 
 def test_ignored_pixels_change_nothing_and_a_batch_without_counted_pixels_is_no_nan() -> None:
-    images, labels = some_images(2)
-    weights = []
+    samples = list(Shapes(count=2, size=32, split="train"))
+    trained = []
+    settings = load_recipe(recipe(steps=3, batch_size=2, augmentation={"flip": False}))
     for fill in (0.0, 1.0):
-        painted = images.clone()
-        hidden = labels.clone()
-        hidden[:, :, 20:] = IGNORE_INDEX
-        painted[:, :, :, 20:] = fill
-        data = SampleList([(painted[i], hidden[i], str(i)) for i in range(2)], Shapes().classes)
+        painted = []
+        for image, label, name in samples:
+            image, label = image.clone(), label.clone()
+            image[:, :, 20:], label[:, 20:] = fill, IGNORE_INDEX
+            painted.append((image, label, name))
         # A network of single pixels, so that what lies under ignored labels can matter through the loss only.
         network = nn.Conv2d(3, 6, 1)
         nn.init.constant_(network.weight, 0.1)
         nn.init.constant_(network.bias, 0.0)
-        fit(network, data, dataclasses.replace(QUICK, method="at", flip=False))
-        weights.append(network.weight.detach())
-    assert torch.equal(weights[0], weights[1])
+        fit(network, SampleList(painted, Shapes().classes), settings, group=ALONE)
+        trained.append(network.weight.detach())
+    assert torch.equal(trained[0], trained[1])
+    void = SampleList([(s.image, torch.full_like(s.label, IGNORE_INDEX), s.id) for s in samples], Shapes().classes)
+    assert fit(fresh(), void, settings, group=ALONE).loss == 0
 
-    void = SampleList([(images[0], torch.full_like(labels[0], IGNORE_INDEX), "void")], Shapes().classes)
-    assert fit(fresh(), void, dataclasses.replace(QUICK, method="at"))[-1].loss == 0
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.9},
+        {"precision": "bf16"},
+        {"optimiser": {"clip": 0.1}},
+        {"channels_last": False},
+        {"optimiser": {"name": "sgd", "lr": 0.05}},
+        {"attack": {"name": "apgd"}},
+        {"attack": {"name": "fgsm"}},
+        {"attack": {"bf16": True}},
+        {"attack": {"objective": "mce-bal"}},
+        {"eps_warmup": 0.5},
+        {"workers": 1},
+        {"augmentation": {"scale": [0.5, 2.0], "rotation": 10.0}},
+        {"model": {"normalisation": "imagenet"}},
+        {"validation": {"times": 1, "attack": None}},
+        {"validation": {"times": 1, "attack": "pgd-mce-bal?steps=1"}},
+    ],
+    ids=str,
+)
+def test_each_option_changes_the_weights_and_leaves_a_folder_to_evaluate(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    plain, other = train(tmp_path / "plain"), train(tmp_path / "other", **changes)
+    assert math.isfinite(other.loss)
+    unchanged = "workers" in changes or "validation" in changes
+    if unchanged:
+        assert same(weights(plain.folder), weights(other.folder))
+    elif "channels_last" not in changes:
+        assert not same(weights(plain.folder), weights(other.folder))
+    back = read_model_folder(other.folder)
+    assert (back.mean is not None) == ("model" in changes)
+    assert back.description.training["weights"] == ("averaged" if "ema" in changes else "last")
 
 
-def test_the_gradient_of_a_step_is_that_of_the_adversarial_batch_alone() -> None:
-    data = Shapes(count=2, size=32, split="train")
-    recipe = Recipe(method="at", steps=1, batch_size=2, lr=1e-3, warmup=0, flip=False)
+def test_averaged_weights_follow_the_formula_and_are_what_is_saved(tmp_path: Path) -> None:
+    data, snapshots = open_data(recipe()["data"]["train"]), []
+    for steps in (1, 2, 3):
+        network = fresh()
+        schedule = {"warmup": 0.0, "power": 1e-9}  # the rate stays, so that a shorter training is the beginning
+        fit(network, data, load_recipe(recipe(steps=steps, schedule=schedule)), group=ALONE)
+        snapshots.append(network.state_dict())
     network = fresh()
-    fit(network, data, recipe, seed=4)
-    trained = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-
-    expected = fresh().to(memory_format=torch.channels_last)
-    order = sorted(range(2), key=lambda i: data.ids[i])
-    images, labels = (torch.stack([data[i][k] for i in order]) for k in (0, 1))
-    keys = [f"{data.ids[i]}/epoch 0" for i in order]
-    found = perturb(expected, images, labels, eps=4 / 255, alpha=3 / 255, steps=2, seed=4, keys=keys)
-    expected.train()
-    F.cross_entropy(expected(found), labels, ignore_index=IGNORE_INDEX).backward()
-    for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(trained[name], parameter.grad, rtol=2e-2, atol=2e-3)
+    fit(network, data, load_recipe(recipe(steps=3, schedule=schedule, ema=0.15)), group=ALONE)
+    expected = snapshots[0]["head.weight"]
+    for update, snapshot in enumerate(snapshots[1:], 1):
+        share = min(0.15, (1 + update) / (10 + update))
+        expected = share * expected + (1 - share) * snapshot["head.weight"]
+    torch.testing.assert_close(network.state_dict()["head.weight"], expected)
 
 
-def test_learning_rate_rises_to_its_peak_and_falls_towards_zero() -> None:
-    recipe = Recipe(steps=100, lr=0.5, warmup=0.1)
-    rates = [learning_rate(step, recipe) for step in range(1, 101)]
-    assert rates[9] == max(rates) == 0.5
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert 0 < rates[-1] < 0.01 * recipe.lr
-    assert rates[0] == pytest.approx(0.05)
-    assert all(learning_rate(1, Recipe(steps=1, warmup=warmup)) > 0 for warmup in (0, 0.5, 1))
+def test_ddcat_leaves_a_network_without_branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths = (1, 1, 1, 1)
+    # The published depths take a minute a step on a CPU.
+    monkeypatch.setitem(ARCHITECTURES, "deeplabv3_50_ddcat", lambda num_classes: DDCAT(depths, ASPP, num_classes))
+    monkeypatch.setitem(ARCHITECTURES, "deeplabv3_50", lambda num_classes: DilatedSegmenter(depths, ASPP, num_classes))
+    result = train(
+        tmp_path, method="ddcat", model={"architecture": "deeplabv3_50_ddcat", "arguments": {}}, steps=1, batch_size=2,
+        optimiser={"name": "sgd", "lr": 0.01, "new_rate": 10},
+    )  # fmt: skip
+    assert set(steps_of(tmp_path)[0]["parts"]) == {"main", "auxiliary", "mask"}
+    back = read_model_folder(tmp_path)
+    assert back.description.architecture == "deeplabv3_50"
+    assert not any(name.startswith(("cls2", "mask1", "cls1")) for name in weights(tmp_path))
+    state = torch.load(next((tmp_path / "checkpoints").iterdir()), weights_only=True)["network"]
+    trained = DDCAT(depths, ASPP, 6)
+    trained.load_state_dict(state)
+    images = torch.rand(2, 3, 33, 33)
+    with torch.no_grad():
+        assert torch.equal(trained.eval()(images), back.network(images))
+    assert result.steps == 1
 
 
-@pytest.mark.parametrize(("crop", "size"), [(24, (24, 24)), (40, (40, 40)), (None, (28, 36))])
-def test_augmentation_moves_image_and_label_together(crop: int | None, size: tuple[int, int]) -> None:
-    label = torch.arange(28)[:, None] % 7 * 36 + torch.arange(36) // 8
-    sample = Sample((label / 252).expand(3, -1, -1), label, "x")
-    results = []
-    for seed in range(12):
-        image, moved, _ = augment(sample, Recipe(crop=crop), torch.Generator().manual_seed(seed))
-        assert tuple(moved.shape) == tuple(image.shape[1:]) == size
-        inside = moved != IGNORE_INDEX
-        assert torch.equal((image[0] * 252).round().long()[inside], moved[inside])
-        assert (image[:, ~inside] == 0).all()
-        assert inside.float().mean() == pytest.approx(min(28, size[0]) * min(36, size[1]) / math.prod(size), abs=1e-6)
-        results.append(moved.numpy().tobytes())
-    assert len(set(results)) > (1 if crop is None else 5) or crop == 40
+def test_data_and_networks_of_ones_own(tmp_path: Path) -> None:
+    samples = [(torch.rand(3, 40, 28), torch.randint(0, 3, (40, 28)), f"x{i}") for i in range(4)]
+    result = robseg.train(
+        recipe(steps=2), out=tmp_path, train_data=samples, validation_data=samples[:2], classes=3, device="cpu",
+        progress=False, **{"validation.times": 1, "optimiser": {"lr": 1e-3}},
+    )  # fmt: skip
+    assert len(read_model_folder(tmp_path).classes) == 3
+    assert result.validation["validation"]["images"] == 2
+    assert result.recipe.optimiser.lr == 1e-3
 
 
-def test_images_of_different_sizes_need_a_crop() -> None:
-    sizes = [(32, 32), (40, 24)]
-    samples = [(torch.rand(3, *size), torch.zeros(size, dtype=torch.int64), f"{size}") for size in sizes]
-    data = SampleList(samples, TWO)
-    with pytest.raises(UserError, match="crop"):
-        fit(fresh(num_classes=2), data, QUICK)
-    fit(fresh(num_classes=2), data, dataclasses.replace(QUICK, crop=32))
+def test_a_backbone_and_a_checkpoint_are_where_a_training_begins(tmp_path: Path) -> None:
+    first = train(tmp_path / "first")
+    settings = load_recipe(recipe(model={"checkpoint": str(first.folder / "model.safetensors")}))
+    network, mean, std = build(settings, 6)
+    assert same(network.state_dict(), weights(first.folder))
+    assert (mean, std) == (None, None)
+    again, _, _ = build(load_recipe(recipe()), 6)
+    other, _, _ = build(load_recipe(recipe(seed=1)), 6)
+    assert same(again.state_dict(), build(load_recipe(recipe()), 6)[0].state_dict())
+    assert not same(again.state_dict(), other.state_dict())
+    with pytest.raises(UserError, match=r"6 classes, the model 5.*train on data of 6 classes"):
+        build(settings, 5)
+    with pytest.raises(UserError, match="no ConvNeXt"):
+        build(load_recipe(recipe(model={"backbone": str(first.folder / "model.safetensors")})), 6)
+    with pytest.raises(UserError, match="depth"):
+        build(load_recipe(recipe(model={"arguments": {"depth": 3}})), 6)
 
 
-def test_a_diverging_training_says_at_which_step_and_rate() -> None:
-    class Poisoned(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.calls = fresh(), 0
-
-        def forward(self, images: Tensor) -> Tensor:
-            self.calls += 1
-            logits: Tensor = self.inner(images)
-            return logits * (float("nan") if self.calls == 2 else 1)
-
-    with pytest.raises(UserError, match=r"nan at step 2, rate 0\.0005"):
-        fit(Poisoned(), Shapes(count=2, size=32), dataclasses.replace(QUICK, lr=5e-4, steps=2, warmup=0.9))
-    with pytest.raises(UserError, match="diverged"):
-        fit(fresh(), Shapes(count=2, size=32), dataclasses.replace(QUICK, lr=1e30))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_names_step_rate_and_the_last_good_state(value: float) -> None:
+    settings = load_recipe(recipe(steps=4, schedule={"warmup": 0.0}))
+    with pytest.raises(UserError, match=r"(nan|inf) at step 3, rate 0\.005; last good checkpoint: none"):
+        fit(NoNumber(fresh(), 3, value), open_data(recipe()["data"]["train"]), settings, group=ALONE)
 
 
-def test_a_network_that_does_not_fit_the_data_is_refused() -> None:
-    with pytest.raises(UserError, match=r"\(2, 3, 32, 32\).*\(2, 6, 32, 32\)"):
-        fit(fresh(num_classes=3), Shapes(count=2, size=32), QUICK)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": 0},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"lr": float("nan")},
-        {"eps": -1.0},
-        {"alpha": float("inf")},
-        {"attack_steps": 0},
-        {"crop": 0},
-        {"warmup": 1.5},
-        {"method": "atq"},
-    ],
-)
-def test_recipes_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=str(next(iter(wrong)))):
-        Recipe(**wrong)
-
-
-# The folder of a model
-
-
-def save(folder: Path, **changes: object) -> nn.Module:
-    network = fresh(num_classes=2).to(memory_format=torch.channels_last)
-    settings: dict[str, object] = {
-        "architecture": "small_unet",
-        "arguments": {"num_classes": 2, "width": 4},
-        "classes": TWO,
-        "training": {"data": "shapes", "final_loss": 0.25, "recipe": dataclasses.asdict(QUICK)},
-    }
-    save_model(folder, network, **{**settings, **changes})
-    return network
-
-
-@pytest.mark.parametrize("norm", [{}, {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.3)}])
-def test_a_model_comes_back_as_it_was_saved(norm: dict[str, object], tmp_path: Path) -> None:
-    network = save(tmp_path / "new" / "model", **norm)
-    network = save(tmp_path / "new" / "model", **norm)
-    assert sorted(path.name for path in (tmp_path / "new" / "model").iterdir()) == ["model.safetensors", "model.yaml"]
-    back = read_model_folder(tmp_path / "new" / "model")
-    assert same_weights(network, back.network)
-    assert not back.network.training
-    assert back.classes == TWO
-    assert (back.mean, back.std) == (norm.get("mean"), norm.get("std"))
-    assert back.description.training["data"] == "shapes"
-    assert back.description.training["final_loss"] == 0.25
-    assert Recipe(**back.description.training["recipe"]) == QUICK
-
-
-def test_a_save_that_fails_leaves_the_model_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = save(tmp_path)
-    monkeypatch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, training={"data": "other"})
-    monkeypatch.undo()
-    assert same_weights(network, read_model_folder(tmp_path).network)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "model.yaml"]
-
-
-def edit(folder: Path, **changes: object) -> None:
-    content = yaml.safe_load((folder / "model.yaml").read_text())
-    (folder / "model.yaml").write_text(yaml.safe_dump({**content, **changes}))
-
-
-def no_description(folder: Path) -> None:
-    (folder / "model.yaml").unlink()
-
-
-def no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def not_yaml(folder: Path) -> None:
-    (folder / "model.yaml").write_text("format: 1\nclasses: [a\nb: {")
-
-
-def cut_weights(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-
-
-def renamed_entry(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["another"] = weights.pop("head.weight")
-    save_file(weights, folder / "model.safetensors")
+def test_a_training_that_diverges_leaves_its_last_good_state(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diverged.*checkpoints holds step 1;"):
+        train(tmp_path, optimiser={"lr": 1e30}, schedule={"warmup": 0.0}, checkpoint_minutes=0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("changes", "words"),
     [
-        (no_description, ["model.yaml"]),
-        (no_weights, ["model.safetensors"]),
-        (not_yaml, ["model.yaml", "line"]),
-        (cut_weights, ["model.safetensors", "damaged"]),
-        (renamed_entry, ["head.weight", "another"]),
-        (lambda f: edit(f, architecture="big_unet"), ["big_unet", "small_unet"]),
-        (
-            lambda f: edit(f, arguments={"num_classes": 2, "width": 8}),
-            ["model.safetensors", "[4] in the file, [8] in the model"],
-        ),
-        (lambda f: edit(f, arguments={"num_classes": 2, "depth": 8}), ["depth"]),
-        (lambda f: edit(f, arguments={"num_classes": 3, "width": 4}), ["2 classes", "num_classes is 3"]),
-        (lambda f: edit(f, format=2), ["format"]),
-        (lambda f: edit(f, classes="two"), ["classes"]),
-        (lambda f: edit(f, normalisation={"mean": [0, 0, 0], "std": [1, 1, 0]}), ["normalisation.std"]),
-        (lambda f: (f / "model.yaml").write_text(""), ["model.yaml"]),
+        ({"data": {"validation": "shapes?split=val&size=32", "train": "folder:{root}?classes=3", "root": "X"}}, ["X"]),
+        ({"data": {"train": "shapes:{root}"}}, ["data.root=FOLDER"]),
+        ({"method": "ddcat"}, ["ddcat", "SmallUNet"]),
+        ({"method": "sat", "batch_size": 3, "micro_batch": 1}, ["sat", "1 images at a time"]),
+        ({"tensorboard": True}, ["tensorboard"]),
     ],
 )
-def test_folders_that_are_no_model_are_explained(damage: object, words: list[str], tmp_path: Path) -> None:
-    save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(UserError) as error:
-        read_model_folder(tmp_path)
-    assert all(word in str(error.value) for word in words), error.value
-    assert "\n" not in str(error.value)
+def test_what_does_not_fit_is_said_in_one_sentence(
+    changes: dict[str, Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError) as said:
+        train(tmp_path / "run", **changes)
+    assert all(word in str(said.value) for word in words), said.value
+    assert "\n" not in str(said.value)
 
 
-def test_folders_that_are_not_there_and_architectures_that_are_not_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        read_model_folder(tmp_path / "nothing")
-    with pytest.raises(UserError, match="small_unet"):
-        save(tmp_path / "x", architecture="small_unett")
-    assert not (tmp_path / "x").exists()
+def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
+    def data(names: list[str]) -> SampleList:
+        named = robseg.data.classes.named_classes(names, "test")
+        return SampleList([(torch.rand(3, 32, 32), torch.zeros(32, 32, dtype=torch.int64), "x")], named)
+
+    def run(ours: list[str], theirs: list[str]) -> None:
+        robseg.train(
+            recipe(steps=1, validation={"times": 1}), out=tmp_path, train_data=data(ours), validation_data=data(theirs),
+            device="cpu", progress=False,
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match=r"2 classes.*3"):
+        run(["a", "b"], ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"Class 1 is 'b'.*'c'"):
+        run(["a", "b"], ["a", "c"])
+    with pytest.raises(UserError, match=r"gives 3 classes.*has 6"):
+        fit(fresh(num_classes=3), open_data(recipe()["data"]["train"]), load_recipe(recipe()), group=ALONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "words"),
+    [
+        ({"batch_size": 4}, 3, "batch_size 4.*3 processes"),
+        ({"batch_size": 12, "micro_batch": 4}, 2, "6 images.*micro_batch 4"),
+        ({"batch_size": 6, "method": "sat"}, 2, "'sat'.*3 images"),
+    ],
+)
+def test_batches_that_processes_cannot_share(changes: dict[str, Any], processes: int, words: str) -> None:
+    group = Group(0, processes, torch.device("cpu"), lambda: None)
+    with pytest.raises(UserError, match=words):
+        fit(fresh(), open_data(recipe()["data"]["train"]), load_recipe(recipe(**changes)), group=group)
+
+
+def test_a_folder_that_is_in_the_way_or_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        train(tmp_path / "file" / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        train(tmp_path / "full")
+    with pytest.raises(UserError, match=r"/proc.*choose another"):
+        train(Path("/proc/robseg-run"))
+    assert (tmp_path / "full" / "thesis.txt").is_file()
+
+
+def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robseg.training.batch_norm._sum", lambda values: values)
+    ours = share_batch_norm(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, momentum=0.3)), torch.device("cpu"))
+    theirs = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, momentum=0.3))
+    assert isinstance(ours[1], SharedBatchNorm2d)
+    theirs.load_state_dict(ours.state_dict())
+    for mode in (True, False):
+        images = 5 + torch.randn(4, 3, 6, 6)
+        inputs = [images.clone().requires_grad_(True) for _ in range(2)]
+        results = [module.train(mode)(x) for module, x in zip((ours, theirs), inputs, strict=True)]
+        torch.testing.assert_close(*results)
+        for result, x in zip(results, inputs, strict=True):
+            (result * torch.arange(6)).square().sum().backward()
+            assert x.grad is not None
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(ours[1].weight.grad, theirs[1].weight.grad, rtol=1e-3, atol=1e-2)
+        for (name, a), (_, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            torch.testing.assert_close(a, b, msg=name)
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path: Path) -> None:
+    train(tmp_path, validation={"times": 1})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    assert lines[-1]["validation"]["attack"].startswith("pgd")
+
+
+def test_tensorboard_gets_the_numbers_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scalars: dict[tuple[str, int], float] = {}
+    images: dict[str, Tensor] = {}
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            scalars[name, step] = value
+
+        def add_image(self, name: str, image: Tensor, step: int) -> None:
+            images[name] = image
+
+        def close(self) -> None:
+            images["closed"] = torch.zeros(0)
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(tmp_path, tensorboard=True, validation={"times": 1, "samples": 2})
+    lines = steps_of(tmp_path)
+    assert all(scalars["loss", line["step"]] == line["loss"] for line in lines)
+    assert {"rate", "parts/main", "validation/clean/miou", "validation/attacked/aacc"} <= {name for name, _ in scalars}
+    assert set(images) == {"samples/0", "samples/1", "closed"}
+    assert images["samples/0"].shape == (3, 32, 5 * 32)
+    assert 0 <= images["samples/0"].min() <= images["samples/0"].max() <= 1
 
 
 # Real images
@@ -367,9 +463,11 @@ CAMVID = Path(__file__).parents[1] / "../shared/data/camvid-240x180"
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="needs CamVid in ../shared/data/camvid-240x180")
-@pytest.mark.parametrize(("crop", "method"), [(None, "clean"), (160, "at")])
-def test_training_on_camvid(crop: int | None, method: str) -> None:
-    data = open_data(f"camvid:{CAMVID}?split=train&without=0016E5")
-    recipe = Recipe(method=method, steps=2, batch_size=2, crop=crop, attack_steps=1)
-    history = fit(fresh(num_classes=11), data, recipe)
-    assert all(math.isfinite(p.loss) and p.accuracy > 0 for p in history)
+@pytest.mark.parametrize("name", ["camvid-small-plain", "camvid-small-robust"])
+def test_training_on_camvid(name: str, tmp_path: Path) -> None:
+    result = robseg.train(
+        name, out=tmp_path, steps=2, batch_size=2, device="cpu", progress=False,
+        **{"data.root": str(CAMVID), "validation.times": 0, "model.arguments.width": 4},
+    )  # fmt: skip
+    assert all(math.isfinite(line["loss"]) and line["accuracy"] > 0 for line in steps_of(tmp_path))
+    assert len(read_model_folder(result.folder).classes) == 11

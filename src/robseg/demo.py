@@ -6,15 +6,14 @@ import multiprocessing
 import queue
 import shutil
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from robseg.data.shapes import Shapes
-from robseg.loading.model_folder import save_model
+from robseg.loading.model_folder import DESCRIPTION, WEIGHTS
 from robseg.loading.model_source import demo_folder
 from robseg.records.result import Result, read_result
 from robseg.report.page import write_report
@@ -22,19 +21,22 @@ from robseg.report.page import write_report
 EPS = (2.0, 4.0, 8.0)
 STEPS = 100
 IMAGES = 24
-TRAINING_IMAGES = 512
 EVALUATION = f"shapes?split=val&count={IMAGES}"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models: its name (also `demo-NAME` for `robseg evaluate`) and its title in the report."""
+    """One of the two models: its name (also `demo-NAME` for `robseg evaluate`), its title in the report, its recipe."""
 
     name: str
     title: str
+    recipe: str
 
 
-SIDES = (Side("plain", "trained plainly"), Side("robust", "trained adversarially"))
+SIDES = (
+    Side("plain", "trained plainly", "demo-plain"),
+    Side("robust", "trained adversarially", "demo-robust"),
+)
 
 
 def run_demo(out: Path, console: Console) -> list[Result]:
@@ -74,7 +76,10 @@ def run_side(side: Side, out: Path, messages: Any) -> None:
     model = out / "models" / side.name
     if not (model / "model.yaml").is_file():
         _train(side, model, lambda share, stage: messages.put((side.name, 0.5 * share, stage)))
-    shutil.copytree(model, demo_folder(f"demo-{side.name}"), dirs_exist_ok=True)
+    kept = demo_folder(f"demo-{side.name}")
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in (WEIGHTS, DESCRIPTION):
+        shutil.copy(model / file, kept / file)
 
     def attacking(stage: str, done: float, total: float, note: str) -> None:
         share = 0.5 + 0.5 * done / total if stage == "attacking" else 0.5
@@ -88,23 +93,13 @@ def run_side(side: Side, out: Path, messages: Any) -> None:
 
 
 def _train(side: Side, folder: Path, tell: Any) -> None:
-    import torch
+    from robseg.training.train import train
 
-    from robseg.models.small_unet import small_unet
-    from robseg.training.fit import PLAIN, ROBUST, fit
+    def training(stage: str, done: float, total: float, note: str) -> None:
+        if done % 10 == 0:
+            tell(done / total, f"{stage}, {note}" if note else stage)
 
-    recipe = {"plain": PLAIN, "robust": ROBUST}[side.name]
-    data = Shapes(count=TRAINING_IMAGES, split="train")
-    torch.manual_seed(0)
-    network = small_unet(len(data.classes))
-    history = fit(
-        network, data, recipe,
-        progress=lambda p: tell(p.step / recipe.steps, f"training, loss {p.loss:.3f}") if p.step % 10 == 0 else None,
-    )  # fmt: skip
-    save_model(
-        folder, network, architecture="small_unet", arguments={"num_classes": len(data.classes)}, classes=data.classes,
-        training={"data": data.name, "seed": 0, "final_loss": history[-1].loss, **asdict(recipe)},
-    )  # fmt: skip
+    train(side.recipe, out=folder, device="cpu", progress=training, report=False)
 
 
 def _raise_first(running: list[Future[None]]) -> None:

@@ -25,13 +25,16 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change, as epochs=10 optimiser.lr=1e-4."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the training: new, or that of the same training to go on with.")
+        Path | None,
+        typer.Option(
+            help="The folder of the training: new, or that of the same training to go on with. Default: runs/RECIPE."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what the folder holds; where it holds nothing, begin.")
     ] = False,
     classes: Annotated[int | None, typer.Option(help="Number of classes, where the data do not say it.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
     """Train a model as a recipe says, clean or adversarially; the folder is a MODEL for `robseg evaluate`.
 
@@ -41,10 +44,10 @@ def train(
     if recipe is not None and "=" in recipe:
         texts.insert(0, recipe)
         recipe = None
-    if out is None:
-        raise UserError("Say where the training is to be kept with --out FOLDER.")
-    if recipe is None and not resume:
-        raise UserError("Name a recipe; `robseg recipes` lists them.")
+    if recipe is None and (out is None or not resume):
+        raise UserError(
+            "Name a recipe (`robseg recipes` lists them), or say what to go on with: --resume --out FOLDER."
+        )
 
     from robseg.training.recipe_files import parse_overrides
     from robseg.training.train import train as run
@@ -64,6 +67,7 @@ def show_training(result: TrainingResult) -> None:
     for name, line in (("last", result.validation), ("best", result.best)):
         if line is not None:
             console.print(f"{name} validation, step {line['step']}: {_scores(line['validation'])}", markup=False)
+    console.print(f"report: {result.folder / 'report.html'}", markup=False)
     data = result.recipe.data.validation
     if data is not None and result.recipe.data.root is not None:
         data = data.replace("{root}", result.recipe.data.root)
@@ -78,7 +82,7 @@ def _scores(validation: dict[str, object]) -> str:
     for condition in ("clean", "attacked"):
         scores = validation[condition]
         if isinstance(scores, dict):
-            name = condition if condition == "clean" else f"{validation['attack']} at {validation['eps']:g}/255"
+            name = condition if condition == "clean" else f"under attack at {validation['eps']:g}/255"
             values = (f"{label} {_percent(scores[key])}" for label, key in (("aAcc", "aacc"), ("mIoU", "miou")))
             parts.append(f"{name}: {', '.join(values)}")
     return f"{'; '.join(parts)} (best by {validation['criterion']})"

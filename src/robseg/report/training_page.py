@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robseg.data.base import IGNORE_INDEX
 from robseg.errors import UserError
+from robseg.loading.model_folder import DESCRIPTION
 from robseg.records.files import write_text
-from robseg.report.page import percent
+from robseg.report.page import MEASURES, percent
 from robseg.report.pictures import Level, paint_map, photograph
 from robseg.report.training_figures import loss_curve, rate_curve, validation_curve
+from robseg.training.recipe_files import read_yaml
+from robseg.training.run_folder import BEST, RECIPE, RUN, SAMPLES, read_metrics
 
 PICTURES = Level(side=384, quality=80, all_attacks=False)
 
@@ -71,12 +73,13 @@ def read_training(folder: Path) -> Training:
 
     Raises UserError where it holds no training, or what it holds is damaged.
     """
-    if not (folder / "recipe.yaml").is_file() or not (folder / "run.yaml").is_file():
-        raise UserError(f"{folder} holds no training: recipe.yaml or run.yaml is missing; name the folder of one.")
-    recipe, run = _yaml(folder / "recipe.yaml"), _yaml(folder / "run.yaml")
-    places = [place / "model.yaml" for place in (folder, folder / "best") if (place / "model.yaml").is_file()]
-    classes = _yaml(places[0]).get("classes") if places else None
-    lines = _lines(folder / "metrics.jsonl")
+    for name in (RECIPE, RUN):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} holds no training: {name} is missing; give the folder that a training wrote.")
+    recipe, run = read_yaml(folder / RECIPE), read_yaml(folder / RUN)
+    places = [place / DESCRIPTION for place in (folder, folder / BEST) if (place / DESCRIPTION).is_file()]
+    classes = read_yaml(places[0]).get("classes") if places else None
+    lines = read_metrics(folder)
     return Training(
         folder, recipe, run, classes,
         [line for line in lines if "loss" in line], [line for line in lines if "validation" in line],
@@ -89,7 +92,7 @@ def render(training: Training) -> str:
         loader=PackageLoader("robseg.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"percent": percent}
+    environment.filters |= {"percent": percent, "short": _short}
     last = training.validations[-1]["validation"] if training.validations else None
     best = best_of(training.validations)
     samples, shown = _samples(training)
@@ -125,14 +128,16 @@ def verdict(training: Training) -> str:
     if line["step"] < training.done:
         begin = f"{begin}, at the last validation after {line['step']:,}"
     found = line["validation"]
-    text = f"{begin}, mIoU is {percent(found['clean']['miou'])} % on {found['images']:,} clean images"
+    text = f"{begin}, mIoU is {percent(found['clean']['miou'])}\u00a0% on {found['images']:,} clean images"
     if found["attacked"]:
-        text += f" and {percent(found['attacked']['miou'])} % under {_short(found['attack'])} at {found['eps']:g}/255"
+        text += (
+            f" and {percent(found['attacked']['miou'])}\u00a0% under {_short(found['attack'])} at {found['eps']:g}/255"
+        )
     best = best_of(training.validations)
     if best and best["step"] != line["step"]:
         text += (
             f"; {_criterion(found['criterion'])} was best after {best['step']:,} steps, "
-            f"{percent(best['validation']['value'])} %"
+            f"{percent(best['validation']['value'])}\u00a0%"
         )
     return text + "."
 
@@ -152,8 +157,8 @@ def warnings(training: Training) -> list[str]:
             )
         if best and last["value"] is not None and best["validation"]["value"] - last["value"] > FALLEN:
             found.append(
-                f"{_criterion(last['criterion'])} fell from {percent(best['validation']['value'])} % after "
-                f"{best['step']:,} steps to {percent(last['value'])} %: the model in best/ is not the last one."
+                f"{_criterion(last['criterion'])} fell from {percent(best['validation']['value'])}\u00a0% after "
+                f"{best['step']:,} steps to {percent(last['value'])}\u00a0%: the model in best/ is not the last one."
             )
     return found
 
@@ -169,16 +174,16 @@ def commands(training: Training) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if training.done < training.run["steps"]:
         found.append(("Go on with the training", _line("robseg", "train", "--resume", "--out", folder)))
-    if (folder / "best" / "model.yaml").is_file() or (folder / "model.yaml").is_file():
-        model = folder / "best" if (folder / "best" / "model.yaml").is_file() else folder
+    saved = [place for place in (folder / BEST, folder) if (place / DESCRIPTION).is_file()]
+    if saved:
+        model = saved[0]
         data = _data(recipe["data"]["validation"] or "given", recipe) or "YOUR_VALIDATION_DATA"
         train = _data(recipe["data"]["train"], recipe) or "YOUR_TRAINING_DATA"
         out = folder.with_name(f"{folder.name}-sea")
-        common = ["--data", data, "--train-data", train, "--eps", "4", "--eps", "8"]
-        found.append(
-            ("A first look at its robustness", _line("robseg", "evaluate", model, *common, "--limit", "20", "--steps", "50", "--out", f"{out}-first"))
-        )  # fmt: skip
-        found.append(("Its robustness by the whole protocol", _line("robseg", "evaluate", model, *common, "--out", out)))
+        evaluate = ("robseg", "evaluate", model, "--data", data, "--train-data", train, "--eps", "4", "--eps", "8")
+        look = _line(*evaluate, "--limit", "20", "--steps", "50", "--out", f"{out}-first")
+        found.append(("A first look at its robustness", look))
+        found.append(("Its robustness by the published protocol, SEA", _line(*evaluate, "--out", out)))
     return found
 
 
@@ -203,22 +208,19 @@ def _facts(training: Training) -> list[tuple[str, str]]:
         alpha = f" of {attack['alpha']:g}/255" if attack["alpha"] is not None else ""
         start = "a random start" if attack["random_start"] else "the image"
         count = f"{attack['steps']} step" + ("s" if attack["steps"] > 1 else "")
-        facts.append(
-            (
-                "Attack",
-                f"{attack['name'].upper()} on {attack['objective']}, {count}{alpha} within {attack['eps']:g}/255 from {start}",
-            )
-        )
+        within = f"within {attack['eps']:g}/255 from {start}"
+        facts.append(("Attack", f"{attack['name'].upper()} on {attack['objective']}, {count}{alpha} {within}"))
     model = recipe["model"]
-    start = model["checkpoint"] or model["backbone"]
+    weights = model["checkpoint"] or model["backbone"]
     facts.append(("Model", f"{model['architecture']}, {run['parameters']:,} parameters"))
-    facts.append(("Start", f"weights of {start}" if start else "fresh weights"))
+    facts.append(("Start", f"weights of {weights}" if weights else "fresh weights"))
     optimiser = recipe["optimiser"]
     facts.append(("Optimiser", f"{optimiser['name']}, rate {optimiser['lr']:g}, decay {optimiser['weight_decay']:g}"))
     facts.append(("Length", f"{run['steps']:,} steps of {recipe['batch_size']} images, {run['epochs']:g} epochs"))
     facts.append(("Training data", f"{run['data']['images']:,} images of {run['data']['name']}"))
     if run["validation_data"]:
-        facts.append(("Validation data", f"{run['validation_data']['images']:,} images of {run['validation_data']['name']}"))
+        judged = run["validation_data"]
+        facts.append(("Validation data", f"{judged['images']:,} images of {judged['name']}"))
     speeds = [line["images_per_s"] for line in training.steps]
     processes = f"{run['processes']} processes" if run["processes"] > 1 else "one process"
     speed = f", {median(speeds):.3g} images/s" if speeds else ""
@@ -227,25 +229,25 @@ def _facts(training: Training) -> list[tuple[str, str]]:
     return facts
 
 
-def _curves(training: Training) -> list[tuple[str, str, bool]]:
-    """(title, data URI, whether it has a clean and an attacked line)."""
+def _curves(training: Training) -> list[tuple[str, str]]:
+    """(title, data URI)."""
     found = []
     if training.validations:
         last = max(training.done, training.validations[-1]["step"])
         for measure, title in (("miou", "mIoU in validation"), ("aacc", "aAcc in validation")):
-            found.append((title, validation_curve(training.validations, measure, last), True))
+            found.append((title, validation_curve(training.validations, measure, last)))
     if training.steps:
-        found.append(("Loss", loss_curve(training.steps), False))
-        found.append(("Learning rate", rate_curve(training.steps), False))
+        found.append(("Loss", loss_curve(training.steps)))
+        found.append(("Learning rate", rate_curve(training.steps)))
     return found
 
 
 def _samples(training: Training) -> tuple[list[dict[str, str | None]], list[int]]:
     """The stored pictures as data URIs, and the classes that occur in them (255: ignored)."""
-    if training.classes is None or not (training.folder / "samples").is_dir():
+    if training.classes is None or not (training.folder / SAMPLES).is_dir():
         return [], []
     colours = [entry["colour"] for entry in training.classes]
-    places = [place for place in (training.folder / "samples").iterdir() if place.name.isdigit()]
+    places = [place for place in (training.folder / SAMPLES).iterdir() if place.name.isdigit()]
     found: list[dict[str, str | None]] = []
     classes: set[int] = set()
     for place in sorted(places, key=lambda place: int(place.name))[:MOST_SAMPLES]:
@@ -264,7 +266,8 @@ def _samples(training: Training) -> tuple[list[dict[str, str | None]], list[int]
 
 def _criterion(name: str) -> str:
     condition, _, measure = name.partition(".")
-    return f"{ {'miou': 'mIoU', 'aacc': 'aAcc'}.get(measure, measure)} {'under attack' if condition == 'attacked' else 'on clean images'}"
+    where = "under attack" if condition == "attacked" else "on clean images"
+    return f"{MEASURES[measure][0]} {where}"
 
 
 def _short(attack: str) -> str:
@@ -272,28 +275,3 @@ def _short(attack: str) -> str:
     name, _, options = attack.partition("[")
     steps = next((part[6:] for part in options.rstrip("]").split(",") if part.startswith("steps=")), None)
     return f"{name.upper()}-{steps}" if steps else name.upper()
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as YAML; it is part of a training's folder, restore it.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no mapping; it is part of a training's folder, restore it.")
-    return content
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    found = []
-    texts = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, text in enumerate(texts, 1):
-        try:
-            found.append(json.loads(text))
-        except ValueError as error:
-            if number == len(texts) and not text.endswith("\n"):
-                break
-            raise UserError(f"{file}, line {number}, is no JSON; delete that line.") from error
-    return found

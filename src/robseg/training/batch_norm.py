@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.distributed
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as together
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -60,7 +61,22 @@ def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm2d:
     return shared.train(norm.training)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _sum(values: Tensor) -> Tensor:
-    """The sum over all processes; the gradient goes through it."""
-    total: Tensor = together.all_reduce(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return total

@@ -21,6 +21,9 @@ NAME = re.compile(r"step-(\d{9})\.pt")
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write step-N.pt under a temporary name, rename it, and remove all but the last two. UserError for a full disk."""
     path = folder / f"step-{step:09d}.pt"
+    # What a process left that was killed while it wrote.
+    for torn in folder.glob(".step-*.part"):
+        torn.unlink(missing_ok=True)
     with whole_file(path) as temporary:
         torch.save({"format": FORMAT, "step": step, **state}, temporary)
     for _, old in checkpoints(folder)[:-KEPT]:

@@ -181,10 +181,10 @@ def _step(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
                 seed=recipe.seed, keys=batch.keys[rows], eps_share=share, class_weights=run.class_weights,
                 counted=counted.clamp_min(1) / all_pieces,
             )  # fmt: skip
-        run.scaler.scale(found.loss / all_pieces).backward()
+        run.scaler.scale(found.loss / all_pieces).backward()  # type: ignore[no-untyped-call]
         right = (found.logits.argmax(1) == found.labels).sum().float() * all_pieces
         for name, value in {"loss": found.loss.detach(), **found.parts, "right": right}.items():
-            sums[name] = sums.get(name, 0) + value / all_pieces  # type: ignore[assignment]
+            sums[name] = sums.get(name, 0) + value / all_pieces
     parameters = [parameter for group_ in run.optimiser.param_groups for parameter in group_["params"]]
     group.add_gradients(parameters)
     run.scaler.unscale_(run.optimiser)
@@ -216,17 +216,17 @@ def _validate(run: Run) -> None:
     """A pass over the validation set, its record, and the best model."""
     assert run.validation is not None
     recipe, settings = run.recipe, run.recipe.validation
-    run.group.share_buffers(run.network)
+    run.group.share_buffers(judged(run))
     model = SegmentationModel(
         judged(run), mean=_listed(run.trainee.mean), std=_listed(run.trainee.std), precision=recipe.precision
     ).to(run.group.device)
-    run.shown.begin("validating", 1)
+    run.shown.begin("validating", len(run.validation))
     try:
         found, pictures = validate(
             model, run.validation,
             attack=settings.config(), eps=settings.eps, batch_size=settings.batch_size, samples=settings.samples,
             seed=recipe.seed, group=run.group, class_weights=run.class_weights,
-            stop=lambda: run.stop.asked is not None,
+            stop=lambda: run.stop.asked is not None, done=run.shown.show,
         )  # fmt: skip
     except Interrupted:
         leave(run)

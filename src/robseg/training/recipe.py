@@ -183,7 +183,7 @@ class Recipe(_Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Precision = "fp32"
     channels_last: bool = True
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    compile: Literal["default", "max-autotune-no-cudagraphs"] | None = None
     sync_batch_norm: bool = True
     workers: int = Field(default=0, ge=0)
     validation: Annotated[ValidationSettings, WrapValidator(_located)] = ValidationSettings()

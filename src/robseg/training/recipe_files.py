@@ -124,7 +124,7 @@ _Loader.add_implicit_resolver(
 
 def _find(name: str, beside: Path) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        file = (beside / Path(name).expanduser()).absolute() if not Path(name).is_absolute() else Path(name)
+        file = (beside / Path(name).expanduser()).resolve()
         if not file.is_file():
             raise UserError(f"There is no recipe '{name}'; `robseg recipes` lists those that come with robseg.")
         return file
@@ -142,7 +142,10 @@ def _layers(content: dict[str, Any], origin: str, beside: Path, above: tuple[Pat
         raise UserError(f"{origin}: inherits is {parents!r}; it must be the name of a recipe, or a list of names.")
     layers: list[tuple[Any, str]] = []
     for parent in parents:
-        file = _find(parent, beside)
+        try:
+            file = _find(parent, beside)
+        except UserError as error:
+            raise UserError(f"{origin}: inherits: {error}") from error
         if file in above:
             raise UserError(f"{origin}: inherits '{parent}', which inherits from it in turn.")
         # What a parent is called and is about is not handed down.

@@ -37,6 +37,7 @@ from robseg.models.ddcat import BRANCHES, DDCAT, MAIN_NAMES
 from robseg.records.files import disk_errors, write_text
 from robseg.records.run_folder import as_8bit, save_png
 from robseg.records.settings import first_difference
+from robseg.training.checkpoints import checkpoints
 from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import read_yaml, recipe_text
 
@@ -88,24 +89,29 @@ class TrainingFolder:
         """
         file = self.path / RECIPE
         if file.is_file():
-            known = read_yaml(self.path / RUN).get("identity", {}) if (self.path / RUN).is_file() else {}
-            for old, new in (
-                (_fixed(read_yaml(file)), _fixed(self.recipe.model_dump(mode="json"))),
-                (known, run["identity"] if known else {}),
-            ):
-                found = first_difference(old, new)
-                if found:
-                    raise UserError(
-                        f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; "
-                        "choose another --out, or the same recipe to go on with that training."
-                    )
+            # Without a state there is nothing to lose, and a recipe that did not work may be mended.
+            if checkpoints(self.checkpoints):
+                self._refuse_another(run)
         else:
             with disk_errors(self.path):
                 if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                     raise UserError(f"{self.path} is not empty and holds no robseg training; choose another --out.")
-                self.path.mkdir(parents=True, exist_ok=True)
+                try:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                except FileNotFoundError as error:
+                    raise UserError(f"{self.path} cannot be made; choose another folder with --out.") from error
         write_text(file, recipe_text(self.recipe))
         write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
+
+    def _refuse_another(self, run: Mapping[str, Any]) -> None:
+        known = read_yaml(self.path / RUN).get("identity", {}) if (self.path / RUN).is_file() else {}
+        stored, now = _fixed(read_yaml(self.path / RECIPE)), _fixed(self.recipe.model_dump(mode="json"))
+        found = first_difference(stored, now) or first_difference(known, run["identity"] if known else {})
+        if found:
+            raise UserError(
+                f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; choose "
+                "another --out, or the same recipe to go on with that training."
+            )
 
     def go_on_from(self, step: int) -> list[dict[str, Any]]:
         """Forget what was measured after a step; the lines that stay."""

@@ -20,6 +20,7 @@ from robseg.loading.checkpoint import load_weights, read_checkpoint
 from robseg.loading.normaliser import take_normaliser
 from robseg.loading.places import fetch
 from robseg.models.architectures import ARCHITECTURES
+from robseg.report.training_page import write_training_report
 from robseg.seeding import derived_seed
 from robseg.training.loop import fit
 from robseg.training.recipe import Recipe
@@ -47,39 +48,41 @@ class TrainingResult:
 def train(
     recipe: str | Path | Mapping[str, Any] | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     resume: bool = False,
     train_data: str | Dataset | Sequence[Any] | None = None,
     validation_data: str | Dataset | Sequence[Any] | None = None,
     classes: int | None = None,
     device: str = "auto",
     progress: bool | Listener = True,
+    report: bool = True,
     **overrides: Any,
 ) -> TrainingResult:
     """Train a model as a recipe says.
 
     recipe: a name (`robseg recipes` lists them), a YAML file or its content; None with `resume`: the folder's own.
-    out: the folder of the training, see `robseg.training.run_folder`; one that holds the same training goes on.
+    out: the folder of the training, see `robseg.training.run_folder`; one that holds the same training goes on. None:
+        runs/NAME of the recipe.
     resume: go on with whatever training `out` holds; where it holds none, begin.
     train_data, validation_data: what `robseg.evaluate` takes as data, instead of the recipe's. classes: number of
         classes, where they do not say it.
     overrides: keys of the recipe: epochs=10, optimiser={"lr": 1e-4}, or **{"optimiser.lr": 1e-4}.
     device: "auto" or a torch device. progress: a bar or lines on stderr, or a function told (stage, done, total, note).
+    report: whether to write report.html at the end.
 
     Several processes (torchrun, accelerate launch, SLURM) share each batch. Raises UserError, one sentence, for what
     the caller can mend; SIGTERM and Ctrl-C leave a state to go on from and end the process as ever.
     """
-    out = Path(out)
-    stored = out / RECIPE
     if recipe is None:
-        if not resume or not stored.is_file():
-            raise UserError(f"{out} holds no training to go on with; name a recipe.")
-        recipe = stored
+        if out is None or not resume or not (Path(out) / RECIPE).is_file():
+            raise UserError(f"{out or 'No folder'} holds no training to go on with; name a recipe.")
+        recipe = Path(out) / RECIPE
     if train_data is not None:
         overrides = {**overrides, "data.train": train_data if isinstance(train_data, str) else "given"}
     if validation_data is not None:
         overrides = {**overrides, "data.validation": validation_data if isinstance(validation_data, str) else "given"}
     resolved = load_recipe(recipe, overrides)
+    out = Path("runs") / resolved.name if out is None else Path(out)
     group = join_group(device)
     data = as_dataset(_source(resolved, resolved.data.train, train_data), classes)
     validation = None
@@ -98,6 +101,8 @@ def train(
         group=group, validation=validation, mean=mean, std=std, folder=folder, checkpoints=out / CHECKPOINTS,
         progress=progress,
     )  # fmt: skip
+    if group.rank == 0 and report:
+        write_training_report(out)
     group.wait()
     return TrainingResult(out, resolved, group.rank, done.steps, done.loss, done.validation, done.best)
 
@@ -139,6 +144,8 @@ def _source(recipe: Recipe, text: str, given: Any) -> Any:
     """The data that were given, or what the recipe says with its {root} filled in."""
     if given is not None and not isinstance(given, str):
         return given
+    if text == "given":
+        raise UserError("The data of this training were given as objects; give them again as train_data and so on.")
     if "{root}" not in text:
         return text
     if recipe.data.root is None:

@@ -37,12 +37,14 @@ def validate(
     group: Group,
     class_weights: Tensor | None = None,
     stop: Callable[[], bool] = lambda: False,
+    done: Callable[[int], None] = lambda images: None,
 ) -> tuple[dict[str, Any], list[Picture]]:
     """Scores over all images, each counted once however many processes share them, and some of them as pictures.
 
     eps: in n/255. batch_size: images at once in each process. The first result is the `validation` of metrics.jsonl
-    without criterion, value and best; the pictures are this process's first `samples`. Raises Interrupted in all
-    processes when `stop` says so in one, UserError for a sample that cannot be decoded.
+    without criterion, value and best; the pictures are this process's first `samples`. `done` is told how many images
+    the processes have behind them. Raises Interrupted in all processes when `stop` says so in one, UserError for a
+    sample that cannot be decoded.
     """
     begun = time.monotonic()
     classes = len(data.classes)
@@ -73,6 +75,7 @@ def validate(
             for row in range(min(len(chunk), samples - len(pictures))):
                 adversarial = (found[1][row], predictions[1][row]) if attack is not None else (None, None)
                 pictures.append(Picture(images[row], labels[row], predictions[0][row], *adversarial))
+        done(min(start + stride, len(data)))
     totals = group.sum(totals)
     return {
         "images": len(data),
