@@ -154,6 +154,8 @@ def bare_seconds(recipe: Recipe, arguments: argparse.Namespace) -> float:
 def bare_step(
     network: nn.Module, optimiser: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe
 ) -> None:
+    # Before the attack, as the trainer: what the gradients took is there for the passes then.
+    optimiser.zero_grad()
     half = len(images) // 2
     first = {"clean": len(images), "at": 0, "sat": half, "ddcat": 0}[recipe.method]
     with attack_mode(network):
@@ -170,7 +172,6 @@ def bare_step(
         loss = loss + 0.4 * F.cross_entropy(outputs.auxiliary, labels, ignore_index=255)
     if outputs.mask is not None:
         loss = loss + F.cross_entropy(outputs.mask, torch.zeros_like(labels))
-    optimiser.zero_grad()
     loss.backward()
     optimiser.step()
 

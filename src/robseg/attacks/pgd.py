@@ -117,7 +117,7 @@ def ascend(
     point = _random_point(problem, eps, objective, 0, seed, image_ids) if random_start else images
     with attacked(model):
         for i in range(steps):
-            gradient = problem.look(point, progress=i / steps, gradient=True).gradient
+            gradient = problem.gradient(point, progress=i / steps)
             point = _moved(problem, point, gradient, eps, alpha)
     return point
 

@@ -59,21 +59,13 @@ class AttackScores(_Part):
     invalid_points: int
 
 
-class WorstCase(_Part):
+class WorstCase(ScoreTable):
     """The worst case over the attacks of a radius and the clean image.
 
     aacc, aacc_pooled: each image under the attack that leaves the fewest pixels right.
     miou, macc, class_iou, class_accuracy: each image under the attack chosen so that the pooled mIoU of the whole
         set is lowest. nmiou: each image under the attack with its own lowest mIoU.
     """
-
-    aacc: float | None
-    aacc_pooled: float | None
-    macc: float | None
-    miou: float | None
-    nmiou: float | None
-    class_iou: list[float | None]
-    class_accuracy: list[float | None]
 
 
 class Radius(_Part):
