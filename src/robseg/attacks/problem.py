@@ -121,7 +121,7 @@ def _slope(per_pixel: Tensor, points: Tensor) -> Tensor:
 
 
 def _value(objective: Objective, logits: Tensor, labels: Tensor, known: Mapping[str, Any]) -> Tensor:
-    """An objective with those of the known arguments that it declares; CE itself is known already."""
+    """An objective with those of the known arguments that it declares; CE where it is known is not computed again."""
     if objective is ce and "cross_entropy" in known:
         found: Tensor = known["cross_entropy"]
         return found

@@ -33,7 +33,7 @@ def demo(
         table.add_column(f"{side.title}: aAcc", justify="right")
         table.add_column("mIoU", justify="right")
     scores = [(0.0, [result.clean for result in results])]
-    scores += [(eps, [result.at(eps).worst_case for result in results]) for eps in EPS]  # type: ignore[misc]
+    scores += [(eps, [result.at(eps).worst_case for result in results]) for eps in EPS]
     for eps, columns in scores:
         values = [f"{100 * (value or 0):.1f}" for column in columns for value in (column.aacc, column.miou)]
         table.add_row(f"{eps:g}" if eps else "0 (clean)", *values)
