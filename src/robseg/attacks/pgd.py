@@ -119,6 +119,7 @@ def ascend(
         for i in range(steps):
             gradient = problem.gradient(point, progress=i / steps)
             point = _moved(problem, point, gradient, eps, alpha)
+    check_perturbation(images, point, eps, problem.threat)
     return point
 
 

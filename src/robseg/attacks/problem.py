@@ -99,12 +99,27 @@ class Problem:
             correct = torch.where(valid, known["right"].flatten(1).sum(1), self.counted())
         # The backward pass reuses the memory of the logits, which are the largest tensor here.
         del logits, known
-        slope = torch.zeros_like(points)
-        if gradient and per_pixel.requires_grad:
-            # A model that cuts the graph, or part of it, has gradient zero there: the checks before a run warn of it.
-            (found,) = torch.autograd.grad(per_pixel.sum(), points, allow_unused=True)
-            slope = slope if found is None else found.nan_to_num(0, 0, 0)
+        slope = _slope(per_pixel, points) if gradient else torch.zeros_like(points)
         return Look(torch.where(valid, tracked, -math.inf), correct, slope, valid)
+
+    def gradient(self, points: Tensor, *, progress: float) -> Tensor:
+        """The gradient that `look` finds, by the same two passes and without judging the points."""
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            logits = self.model(points)
+            check_logits(logits, points)
+            known: dict[str, Any] = {"ignore_index": self.ignore_index, "class_weights": self.class_weights}
+            per_pixel = _value(self.objective, logits, self.labels, known | {"progress": progress})
+        return _slope(per_pixel, points)
+
+
+def _slope(per_pixel: Tensor, points: Tensor) -> Tensor:
+    """The gradient of the summed loss; 0 where it is no number."""
+    if not per_pixel.requires_grad:
+        # A model that cuts the graph, or part of it, has gradient zero there: the checks before a run warn of it.
+        return torch.zeros_like(points)
+    (found,) = torch.autograd.grad(per_pixel.sum(), points, allow_unused=True)
+    return torch.zeros_like(points) if found is None else found.nan_to_num(0, 0, 0)
 
 
 def _value(objective: Objective, logits: Tensor, labels: Tensor, known: Mapping[str, Any]) -> Tensor:

@@ -39,8 +39,8 @@ def demo(
         table.add_row(f"{eps:g}" if eps else "0 (clean)", *values)
     console.print(table)
     console.print(f"the story:  {out / 'report.html'}", soft_wrap=True, highlight=False)
-    console.print(f"go on:      robseg evaluate {out / 'models' / 'robust'} --data 'shapes?count=8' --eps 4 --out my-run",
-                  soft_wrap=True, highlight=False)  # fmt: skip
+    again = f"robseg evaluate {out / 'models' / 'robust'} --data 'shapes?count=8' --eps 4 --out my-run"
+    console.print(f"go on:      {again}", soft_wrap=True, highlight=False)
     has_screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if show and has_screen and sys.stdout.isatty():
         webbrowser.open((out / "report.html").resolve().as_uri())
