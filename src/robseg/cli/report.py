@@ -14,14 +14,20 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...", help="Folders of evaluations of the same data, each as FOLDER or TITLE=FOLDER."
+            metavar="RUN...",
+            help="Folders of evaluations of the same data, each as FOLDER or TITLE=FOLDER; or one training run.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write the report of one evaluation anew, or of several side by side, into one HTML file."""
+    """Write the report of an evaluation or a training anew, or of several evaluations side by side, into one file."""
     from robseg.report.page import write_report
+    from robseg.report.training_page import write_training_report
+    from robseg.training.run_folder import METRICS
 
+    if len(runs) == 1 and (Path(runs[0]) / METRICS).is_file():
+        print(write_training_report(Path(runs[0]), out))
+        return
     titled = []
     for run in runs:
         title, equals, folder = run.partition("=")

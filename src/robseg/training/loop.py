@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robseg.attacks.objectives import is_right
 from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.loader import Batch, training_batches
 from robseg.evaluation.progress import Listener, stages
@@ -182,7 +183,7 @@ def _step(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
                 counted=counted.clamp_min(1) / all_pieces,
             )  # fmt: skip
         run.scaler.scale(found.loss / all_pieces).backward()  # type: ignore[no-untyped-call]
-        right = (found.logits.argmax(1) == found.labels).sum().float() * all_pieces
+        right = is_right(found.logits, found.labels).sum().float() * all_pieces
         for name, value in {"loss": found.loss.detach(), **found.parts, "right": right}.items():
             sums[name] = sums.get(name, 0) + value / all_pieces
     parameters = [parameter for group_ in run.optimiser.param_groups for parameter in group_["params"]]
