@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robseg.data.shapes import Shapes
+from robseg.data.sets.shapes import Shapes
 from robseg.models.modes import attack_mode
 from robseg.training.loop import fit
 from robseg.training.recipe import Recipe

@@ -30,7 +30,7 @@ from training_loop import keep, percent, table, train
 
 import robseg
 from robseg.data.base import IGNORE_INDEX, Dataset
-from robseg.data.shapes import Shapes
+from robseg.data.sets.shapes import Shapes
 from robseg.models.convnext import ConvNeXt
 from robseg.seeding import derived_seed
 from robseg.training.inner_attack import AttackSettings, perturb

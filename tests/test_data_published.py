@@ -11,8 +11,8 @@ import torch
 import robseg
 from robseg.data import Dataset, check_sample, open_data, sample_size
 from robseg.data.check import check_data
-from robseg.data.cityscapes import TRAIN_IDS
 from robseg.data.layouts import recognise
+from robseg.data.sets.cityscapes import TRAIN_IDS
 from robseg.errors import UserError
 from trees import AUG_ONLY, SBD_TRAIN, VOC_TRAIN, VOC_VAL, ade20k, cityscapes, indices, picture, save, sbd, voc
 from trees import with_border as bordered

@@ -9,7 +9,7 @@ import torch
 from robseg.data import open_data
 from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.samples import check_dataset, check_sample
-from robseg.data.shapes import Shapes, open_shapes
+from robseg.data.sets.shapes import Shapes, open_shapes
 from robseg.errors import UserError
 
 

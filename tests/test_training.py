@@ -20,7 +20,7 @@ from robseg.data import open_data
 from robseg.data.base import IGNORE_INDEX
 from robseg.data.loader import training_batches
 from robseg.data.samples import SampleList
-from robseg.data.shapes import Shapes
+from robseg.data.sets.shapes import Shapes
 from robseg.errors import UserError
 from robseg.loading.model_folder import read_model_folder
 from robseg.metrics.counts import concatenate, image_counts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robseg.attacks.pgd import ascend, pgd
 from robseg.attacks.problem import check_perturbation
 from robseg.attacks.threat import THREATS
-from robseg.data.shapes import Shapes
+from robseg.data.sets.shapes import Shapes
 from robseg.errors import UserError
 from robseg.models.architectures import ARCHITECTURES
 from robseg.models.ddcat import DDCATOutputs

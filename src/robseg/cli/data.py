@@ -73,7 +73,7 @@ def index(
     from rich.console import Console
 
     from robseg.data.convert import index_masks
-    from robseg.data.listed import known_classes
+    from robseg.data.sets.listed import known_classes
 
     report = index_masks(masks, known_classes("index", Path(), classes), out)
     console = Console(highlight=False, soft_wrap=True)

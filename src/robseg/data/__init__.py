@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from robseg.data.ade20k import open_ade20k
 from robseg.data.base import IGNORE_INDEX, ClassList, Dataset, Sample
-from robseg.data.camvid import open_camvid
-from robseg.data.cityscapes import open_cityscapes
 from robseg.data.classes import named_classes, numbered_classes
-from robseg.data.folder import open_folder
 from robseg.data.layouts import format_spec, recognise
-from robseg.data.listed import open_list
 from robseg.data.pairs import PairSet, refuse_faults
 from robseg.data.palette import distinct_colours
 from robseg.data.protocols import OPTIONS as PROTOCOL_OPTIONS
 from robseg.data.protocols import ProtocolSet, read_protocol
 from robseg.data.samples import SampleList, check_dataset, check_sample, sample_size, take
-from robseg.data.sbd import open_sbd
-from robseg.data.shapes import Shapes, open_shapes
-from robseg.data.voc import open_voc
+from robseg.data.sets.ade20k import open_ade20k
+from robseg.data.sets.camvid import open_camvid
+from robseg.data.sets.cityscapes import open_cityscapes
+from robseg.data.sets.folder import open_folder
+from robseg.data.sets.listed import open_list
+from robseg.data.sets.sbd import open_sbd
+from robseg.data.sets.shapes import Shapes, open_shapes
+from robseg.data.sets.voc import open_voc
 from robseg.errors import UserError, unknown_name
 from robseg.spec import parse_spec
 

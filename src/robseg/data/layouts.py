@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from robseg.data import ade20k, camvid, cityscapes, sbd, voc
-from robseg.data.folder import is_folder_set
+from robseg.data.sets import ade20k, camvid, cityscapes, sbd, voc
+from robseg.data.sets.folder import is_folder_set
 from robseg.spec import Spec
 
 LAYOUTS: dict[str, Callable[[Path], tuple[str, ...]]] = {

@@ -19,8 +19,8 @@ from pathlib import Path
 from robseg.data.matching import Pairing, pair_stems, read_stems
 from robseg.data.options import check_options, choice, existing_root, first_with, set_root
 from robseg.data.pairs import Fault, Pair, PairSet
-from robseg.data.voc import CLASSES, LEAKS, MARKERS, val_stems, void_policy, without_leaks
-from robseg.data.voc import PLACES as VOC_PLACES
+from robseg.data.sets.voc import CLASSES, LEAKS, MARKERS, val_stems, void_policy, without_leaks
+from robseg.data.sets.voc import PLACES as VOC_PLACES
 from robseg.errors import UserError
 
 SPLITS = ("train_noval", "train_aug", "train", "val", "trainval")

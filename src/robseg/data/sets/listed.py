@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from robseg.data import camvid, cityscapes, voc
-from robseg.data.ade20k import ade20k_classes
 from robseg.data.base import ClassList
-from robseg.data.folder import class_list, encoding
 from robseg.data.matching import pair_lines, read_lines
 from robseg.data.options import check_options, existing_root
 from robseg.data.pairs import PairSet
+from robseg.data.sets import camvid, cityscapes, voc
+from robseg.data.sets.ade20k import ade20k_classes
+from robseg.data.sets.folder import class_list, encoding
 from robseg.errors import UserError
 
 
@@ -38,7 +38,7 @@ def open_list(root: str | None, options: Mapping[str, str]) -> PairSet:
 
 
 def known_classes(name: str, root: Path, text: str | None) -> ClassList:
-    """The classes of the published set that `text` names, or else what `robseg.data.folder.class_list` makes of it."""
+    """The classes of the published set that `text` names, or what `folder.class_list` makes of it."""
     if text == "ade20k":
         return ade20k_classes(other=False)
     named = {"voc": voc.CLASSES, "sbd": voc.CLASSES, "cityscapes": cityscapes.CLASSES, "camvid": camvid.CLASSES}
