@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from training_loop import keep, percent, table
 
 import robseg
-from robseg.training.run_folder import read_metrics
+from robseg.records.training_run import read_metrics
 from robseg.training.train import train
 
 RESULTS = Path(__file__).parent / "results"

@@ -21,9 +21,9 @@ import robseg
 from robseg.cli import main
 from robseg.data.loader import training_batches
 from robseg.errors import UserError
+from robseg.records.training_run import read_metrics
 from robseg.training import loop
 from robseg.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
-from robseg.training.run_folder import read_metrics
 from small_runs import distance, recipe, same, weights, write_recipe
 
 STEPS = 10

@@ -30,11 +30,11 @@ from robseg.models.ddcat import DDCAT
 from robseg.models.dilated import ASPP, DilatedSegmenter
 from robseg.models.small_unet import small_unet
 from robseg.models.wrapper import SegmentationModel
+from robseg.records.training_run import read_metrics
 from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
 from robseg.training.inner_attack import perturb
 from robseg.training.loop import fit
 from robseg.training.recipe_files import load_recipe
-from robseg.training.run_folder import read_metrics
 from robseg.training.schedule import Schedule
 from robseg.training.together import Group
 from robseg.training.train import build

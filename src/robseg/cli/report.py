@@ -21,9 +21,9 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write the report of an evaluation or a training anew, or of several evaluations side by side, into one file."""
+    from robseg.records.training_run import METRICS
     from robseg.report.page import write_report
     from robseg.report.training_page import write_training_report
-    from robseg.training.run_folder import METRICS
 
     if len(runs) == 1 and (Path(runs[0]) / METRICS).is_file():
         print(write_training_report(Path(runs[0]), out))

@@ -16,9 +16,9 @@ from torch import Tensor
 from robseg.data import DATASETS
 from robseg.data.base import IGNORE_INDEX, ClassList
 from robseg.data.files import read_label, read_pixels
+from robseg.data.mat import need_scipy
 from robseg.data.pairs import Fault, Pair, PairSet, check_sizes, translate
 from robseg.data.protocols import OPTIONS as PROTOCOL_OPTIONS
-from robseg.data.sets.mat import need_scipy
 from robseg.data.threads import in_threads
 from robseg.errors import UserError, unknown_name
 from robseg.spec import Spec

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from robseg.data.sets.mat import read_mat_label
+from robseg.data.mat import read_mat_label
 from robseg.errors import UserError
 
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -61,7 +61,7 @@ def read_image(path: Path) -> Tensor:
 def read_label(path: Path) -> Tensor:
     """The values of an index PNG as they stand in the file, (H, W) int64; of a palette PNG the indices.
 
-    A file of suffix .mat is read as `robseg.data.sets.mat` says.
+    A file of suffix .mat is read as `robseg.data.mat` says.
     Raises UserError for a file that is absent or broken, and for one that holds colours instead of indices.
     """
     if path.suffix.lower() == ".mat":

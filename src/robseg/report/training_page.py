@@ -16,11 +16,11 @@ from robseg.data.base import IGNORE_INDEX
 from robseg.errors import UserError
 from robseg.loading.model_folder import DESCRIPTION
 from robseg.records.files import write_text
+from robseg.records.training_run import BEST, RECIPE, RUN, SAMPLES, read_metrics
+from robseg.records.yaml_files import read_yaml
 from robseg.report.page import MEASURES, percent
 from robseg.report.pictures import Level, paint_map, photograph
 from robseg.report.training_figures import loss_curve, rate_curve, validation_curve
-from robseg.training.recipe_files import read_yaml
-from robseg.training.run_folder import BEST, RECIPE, RUN, SAMPLES, read_metrics
 
 PICTURES = Level(side=384, quality=80, all_attacks=False)
 

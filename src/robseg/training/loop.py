@@ -17,12 +17,13 @@ from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.loader import Batch, training_batches
 from robseg.evaluation.progress import Listener, stages
 from robseg.models.wrapper import SegmentationModel
+from robseg.records.training_run import BEST
 from robseg.seeding import derived_seed
 from robseg.training.batch_norm import share_batch_norm
 from robseg.training.ema import averaged
 from robseg.training.methods import MethodSettings, training_step
 from robseg.training.recipe import Recipe
-from robseg.training.run_folder import BEST, TrainingFolder
+from robseg.training.run_folder import TrainingFolder
 from robseg.training.schedule import Schedule, eps_share
 from robseg.training.setup import (
     arithmetic,

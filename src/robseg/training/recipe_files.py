@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from robseg.errors import UserError, unknown_name
+from robseg.records.yaml_files import PeoplesLoader, read_yaml
 from robseg.training.recipe import Recipe
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -80,46 +81,10 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
         if key in pairs:
             raise UserError(f"The key '{key}' is given twice on {OVERRIDES}.")
         try:
-            pairs[key] = yaml.load(value, _Loader)
+            pairs[key] = yaml.load(value, PeoplesLoader)
         except yaml.YAMLError as error:
             raise UserError(f"The value of '{text}' is no YAML; quote it: {key}='\"...\"'.") from error
     return pairs
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where there is none or it cannot be read, with the line."""
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"The recipe '{file}' cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', None) or error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no recipe: it must be a mapping of keys to values.")
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, dates are texts, and a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _find(name: str, beside: Path) -> Path:

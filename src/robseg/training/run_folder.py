@@ -1,22 +1,4 @@
-"""The folder of a training: what it was told, what it measured, and the models that came out.
-
-    recipe.yaml         the resolved recipe: every key with its value, whatever it inherited
-    run.yaml            what the recipe does not say: data, steps, parameters, devices, versions
-    metrics.jsonl       one line per step and one per validation, see below
-    checkpoints/        step-000001000.pt: the last two states to go on from
-    model.safetensors, model.yaml   the last weights, for `robseg evaluate FOLDER`
-    best/               the same of the best validation, for `robseg evaluate FOLDER/best`
-    samples/INDEX/      of the last validation, as PNG: image, label, prediction, and under attack adversarial and
-                        adversarial-prediction; labels and predictions are indices of classes, 255 is void
-    tensorboard/        where asked for
-    report.html
-
-A line of metrics.jsonl is a JSON object; `step` counts finished updates, so the first line has step 1.
-- step, epoch, loss, parts ({name: value}), accuracy, rate, gradient (norm before clipping), images_per_s; or
-- step, epoch, validation: {images, clean: {miou, aacc, macc, iou: [per class]}, attacked: the same or null, attack,
-  eps (n/255), criterion, value, best: whether it was the highest so far, seconds}.
-In a validation, shares are fractions, and null where nothing was counted.
-"""
+"""Writing the folder of a training; what it holds is described in `robseg.records.training_run`."""
 
 from __future__ import annotations
 
@@ -37,14 +19,13 @@ from robseg.models.ddcat import BRANCHES, DDCAT, MAIN_NAMES
 from robseg.records.files import disk_errors, write_text
 from robseg.records.run_folder import as_8bit, save_png
 from robseg.records.settings import first_difference
+from robseg.records.training_run import CHECKPOINTS, METRICS, RECIPE, RUN, SAMPLES, read_metrics
+from robseg.records.yaml_files import read_yaml
 from robseg.training.checkpoints import checkpoints
 from robseg.training.recipe import Recipe
-from robseg.training.recipe_files import read_yaml, recipe_text
+from robseg.training.recipe_files import recipe_text
 
 FORMAT = 1
-RECIPE, RUN, METRICS, CHECKPOINTS, BEST, SAMPLES = (
-    "recipe.yaml", "run.yaml", "metrics.jsonl", "checkpoints", "best", "samples",
-)  # fmt: skip
 MAY_CHANGE = ("name", "about", "source", "needs", "workers", "checkpoint_minutes", "tensorboard", "compile")
 """Keys in which a training may differ when it goes on: they change no weight."""
 
@@ -145,23 +126,6 @@ class TrainingFolder:
                 if values is not None:
                     pixels = as_8bit(values) if values.ndim == 3 else values.cpu().numpy().astype(np.uint8)
                     save_png(folder / f"{name.replace('_', '-')}.png", pixels)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without a last one that was cut off; empty where there is no file.
-
-    Raises UserError for a line that is damaged.
-    """
-    file = folder / METRICS
-    if not file.is_file():
-        return []
-    lines = []
-    for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            lines.append(dict(json.loads(text)))
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}, is damaged; delete the line.") from error
-    return lines
 
 
 class _MainBranch(nn.Module):

@@ -20,12 +20,13 @@ from robseg.loading.checkpoint import load_weights, read_checkpoint
 from robseg.loading.normaliser import take_normaliser
 from robseg.loading.places import fetch
 from robseg.models.architectures import ARCHITECTURES
+from robseg.records.training_run import CHECKPOINTS, RECIPE
 from robseg.report.training_page import write_training_report
 from robseg.seeding import derived_seed
 from robseg.training.loop import fit
 from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import load_recipe
-from robseg.training.run_folder import CHECKPOINTS, RECIPE, ModelInfo, TrainingFolder
+from robseg.training.run_folder import ModelInfo, TrainingFolder
 from robseg.training.together import Group, join_group
 
 Mean = tuple[float, float, float]
@@ -61,7 +62,7 @@ def train(
     """Train a model as a recipe says.
 
     recipe: a name (`robseg recipes` lists them), a YAML file or its content; None with `resume`: the folder's own.
-    out: the folder of the training, see `robseg.training.run_folder`; one that holds the same training goes on. None:
+    out: the folder of the training, see `robseg.records.training_run`; one that holds the same training goes on. None:
         runs/NAME of the recipe.
     resume: go on with whatever training `out` holds; where it holds none, begin.
     train_data, validation_data: what `robseg.evaluate` takes as data, instead of the recipe's. classes: number of
