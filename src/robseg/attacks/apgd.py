@@ -18,6 +18,7 @@ from robseg.attacks.problem import (
     check_perturbation,
     generators,
     make_problem,
+    objective_name,
 )
 from robseg.attacks.threat import Threat
 
@@ -86,17 +87,13 @@ def apgd(
                 break
             part = problem.select(rows)
             if random_start:
-                draws = generators(seed, image_ids, len(images), f"apgd/{_name(objective)}/restart {restart}")
+                draws = generators(seed, image_ids, len(images), f"apgd/{objective_name(objective)}/restart {restart}")
                 point = part.threat.random_point(part.images, stages[0][1], [draws[i] for i in rows.tolist()])
             else:
                 point = best.fewest_point[rows]
             best.merge(rows, _run(part, point, stages))
     check_perturbation(images, best.fewest_point, eps, problem.threat)
     return best.result(counted)
-
-
-def _name(objective: str | Objective) -> str:
-    return objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
 
 
 def _stages(steps: int, eps: float, radius: Radius) -> list[tuple[int, float]]:

@@ -17,6 +17,7 @@ from robseg.attacks.problem import (
     check_perturbation,
     generators,
     make_problem,
+    objective_name,
 )
 from robseg.attacks.threat import Threat
 
@@ -126,8 +127,8 @@ def ascend(
 def _random_point(
     problem: Problem, eps: float, objective: str | Objective, restart: int, seed: int, image_ids: Sequence[str] | None
 ) -> Tensor:
-    name = objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
-    draws = generators(seed, image_ids, len(problem.images), f"pgd/{name}/restart {restart}")
+    stream = f"pgd/{objective_name(objective)}/restart {restart}"
+    draws = generators(seed, image_ids, len(problem.images), stream)
     return problem.threat.random_point(problem.images, eps, draws)
 
 

@@ -177,6 +177,11 @@ def find_objective(objective: str | Objective) -> Objective:
     return OBJECTIVES[objective]
 
 
+def objective_name(objective: str | Objective) -> str:
+    """What an objective is called in the streams of random numbers."""
+    return objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
+
+
 def generators(seed: int, image_ids: Sequence[str] | None, count: int, stream: str) -> list[Generator]:
     """One generator per image; without ids, images are known by their position in the batch."""
     ids = [str(i) for i in range(count)] if image_ids is None else list(image_ids)

@@ -87,7 +87,8 @@ def _show_one(model: PublishedModel) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from robseg.loading.places import home, stored_weights
+    from robseg.home import home
+    from robseg.loading.places import stored_weights
 
     console = Console()
     stored = stored_weights(model.name)

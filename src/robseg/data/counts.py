@@ -16,19 +16,20 @@ from robseg.data.pairs import PairSet
 from robseg.data.protocols import ProtocolSet
 from robseg.data.samples import check_sample
 from robseg.data.threads import in_threads
+from robseg.home import home
 
 
 def class_pixels(dataset: Dataset, advance: Callable[[], None] = lambda: None) -> Tensor:
     """Pixels that count of each class in all labels, (C,) int64: what the class weights of mce-bal are made of.
 
-    Of sets of files only the labels are decoded, and the counts are kept in `cache_folder`, under a key of the class
+    Of sets of files only the labels are decoded, and the counts are kept in `robseg.home`, under a key of the class
     encoding, the protocol, and path, size and time of change of every file; a change of any makes them be counted
     anew. `advance` is called for each sample counted. Raises UserError for a sample that is wrong.
     """
     files = _files(dataset)
     if files is None:
         return _count(dataset, range(len(dataset)), advance)
-    place = cache_folder() / "class-pixels" / f"{_key(dataset, files)}.json"
+    place = home() / "class-pixels" / f"{_key(dataset, files)}.json"
     kept = _read(place, len(dataset.classes))
     if kept is not None:
         return kept
@@ -38,12 +39,6 @@ def class_pixels(dataset: Dataset, advance: Callable[[], None] = lambda: None) -
         advance()
     _write(place, dataset, counts)
     return counts
-
-
-def cache_folder() -> Path:
-    """Where the package keeps what it can compute again: $ROBSEG_HOME, or ~/.cache/robseg."""
-    home = os.environ.get("ROBSEG_HOME")
-    return Path(home).expanduser() if home else Path("~/.cache/robseg").expanduser()
 
 
 def _files(dataset: Dataset) -> PairSet | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robseg.errors import UserError, unknown_name
+from robseg.home import home
 from robseg.loading.checkpoint import WEIGHT_FILES, load_weights, read_checkpoint
 from robseg.loading.factory import open_factory
 from robseg.loading.huggingface import open_huggingface
@@ -13,7 +14,7 @@ from robseg.loading.identify import identify
 from robseg.loading.libraries import TORCHVISION_IGNORE, open_smp, open_torchvision
 from robseg.loading.model_folder import read_model_folder
 from robseg.loading.normaliser import take_normaliser
-from robseg.loading.places import fetch, home, stored_weights
+from robseg.loading.places import fetch, stored_weights
 from robseg.loading.programs import open_program, program_kind
 from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import PUBLISHED

@@ -9,15 +9,10 @@ import urllib.request
 from pathlib import Path
 
 from robseg.errors import UserError
+from robseg.home import home
 
 HUB_FILE = re.compile(r"hf:([\w.-]+/[\w.-]+)/(.+)")
 URL = re.compile(r"(https?):/{1,2}(.+)")  # One slash where a path library has joined the two.
-
-
-def home() -> Path:
-    """The folder of everything robseg keeps: $ROBSEG_HOME, or ~/.cache/robseg."""
-    named = os.environ.get("ROBSEG_HOME")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "robseg"
 
 
 def stored_weights(name: str) -> Path | None:
