@@ -47,7 +47,7 @@ def apgd(
     image_ids: Sequence[str] | None = None,
     ignore_index: int = 255,
 ) -> AttackResult:
-    """Auto-PGD: signed steps with momentum, halved where a checkpoint finds no progress (arXiv 2003.01690, alg. 1).
+    """Auto-PGD: signed steps with momentum, halved where a checkpoint finds no progress (arXiv 2003.01690).
 
     model: (B, 3, H, W) in [0, 1] -> logits (B, C, H, W). images: float, in [0, 1]. labels: (B, H, W) int64.
     eps: radius in the images' units (4/255). steps: gradient steps in all; they cost one forward and one backward

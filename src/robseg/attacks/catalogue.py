@@ -70,7 +70,7 @@ class AttackConfig:
 def _sea_member(objective: str) -> AttackConfig:
     return AttackConfig(
         f"apgd-{objective}", "apgd", objective, steps=300, tracked="ce", radius="reduced"
-    )  # arXiv 2306.12941, section 3
+    )  # arXiv 2306.12941
 
 
 ATTACKS: dict[str, AttackConfig] = {

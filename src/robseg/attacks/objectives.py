@@ -38,7 +38,7 @@ def mce(
     cross_entropy: Tensor | None = None,
     right: Tensor | None = None,
 ) -> Tensor:
-    """Masked cross-entropy: only pixels that are still right count (arXiv 2306.12941, section 3)."""
+    """Masked cross-entropy: only pixels that are still right count (arXiv 2306.12941)."""
     if cross_entropy is None:
         cross_entropy = ce(logits, labels, ignore_index=ignore_index)
     return cross_entropy * (is_right(logits, labels, ignore_index=ignore_index) if right is None else right)
@@ -66,7 +66,7 @@ def mce_bal(
 
 
 def js(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, cross_entropy: Tensor | None = None) -> Tensor:
-    """Jensen-Shannon divergence between p = softmax(logits) and onehot(y) (arXiv 2306.12941, section 3).
+    """Jensen-Shannon divergence between p = softmax(logits) and onehot(y) (arXiv 2306.12941).
 
     With m = (p + onehot) / 2 every class but y adds p_k log 2 to KL(p || m), so the sum over classes depends on
     q = p_y alone: js = ((1 - q) log 2 + q log q - (1 + q) log((1 + q) / 2)) / 2. Written with log q = -CE and
@@ -105,7 +105,7 @@ def segpgd(
     cross_entropy: Tensor | None = None,
     right: Tensor | None = None,
 ) -> Tensor:
-    """SegPGD's balanced CE (arXiv 2207.12391, eq. 4-5): (1 - l) CE on right pixels, l CE on wrong ones.
+    """SegPGD's balanced CE (arXiv 2207.12391): (1 - l) CE on right pixels, l CE on wrong ones.
 
     progress: t / T in [0, 1], the share of the attack that is done; l = progress / 2.
     """
@@ -118,7 +118,7 @@ def segpgd(
 
 
 def cospgd(logits: Tensor, labels: Tensor, *, ignore_index: int = 255, cross_entropy: Tensor | None = None) -> Tensor:
-    """CosPGD as published (arXiv 2302.02213, eq. 6): CE weighted by cos(sigmoid(logits), onehot(y))."""
+    """CosPGD as published (arXiv 2302.02213): CE weighted by cos(sigmoid(logits), onehot(y))."""
     if cross_entropy is None:
         cross_entropy = ce(logits, labels, ignore_index=ignore_index)
     return cross_entropy * _cosine(_at_least_float32(logits.detach()).sigmoid(), labels, ignore_index)

@@ -150,7 +150,7 @@ class MaskQueries(nn.Module):
 
 
 def query_logits(classes: Tensor, masks: Tensor) -> Tensor:
-    """Logarithms of sum over q of p_q(class) sigmoid(mask_q), the score of MaskFormer (arXiv 2107.06278, Sec. 3.4).
+    """Logarithms of sum over q of p_q(class) sigmoid(mask_q), the score of MaskFormer (arXiv 2107.06278).
 
     classes: logits (B, Q, C + 1), the last for "no object". masks: logits (B, Q, H, W). Returns (B, C, H, W), in
     float32 at least. Scores above 1e-30 of the largest possible ones are exact, smaller ones are cut there.
