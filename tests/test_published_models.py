@@ -22,12 +22,11 @@ from robseg.models.architectures import ARCHITECTURES
 from robseg.models.convnext import ConvNeXt
 from robseg.models.ddcat import BRANCHES, DDCAT, without_branches
 from robseg.models.dilated import ASPP, PSP, DilatedSegmenter
-from robseg.models.layers import DropPath
 from robseg.models.published import PUBLISHED, PublishedModel
 from robseg.models.segmenter import MaskTransformer, Segmenter
 from robseg.models.upernet import UPerNet
 from robseg.models.vit import VisionTransformer
-from robseg.training.methods import METHODS, MethodSettings, batch_loss, divide, training_step
+from robseg.training.methods import METHODS, batch_loss, divide
 from robseg.training.trainee import Trainee
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -118,9 +117,7 @@ def test_losses_are_the_published_ones(name: str, tmp_path: Path) -> None:
         check_ddcat_losses(trainee, figure, images, labels)
         return
     with torch.no_grad():
-        step = training_step(
-            trainee, images, labels, MethodSettings("clean"), seed=0, keys=list("abcd"), forward=trainee.all_outputs
-        )
+        step = batch_loss(trainee.all_outputs(images), images, labels)
     found = [step.parts["main"].item(), step.parts["auxiliary"].item(), step.loss.item()]
     assert found == pytest.approx([figure[key] for key in ("main_loss", "aux_loss", "total")], rel=1e-5)
 
@@ -279,13 +276,3 @@ def test_the_stem_of_the_base_size_has_three_layers() -> None:
     stem = [key for key in network.state_dict() if ".stem." in key and key.endswith("weight")]
     assert [key.rpartition(".stem.")[2][0] for key in stem] == ["0", "1", "3", "4", "6", "7"]
     assert network(torch.zeros(1, 3, 64, 96, device="meta")).shape == (1, 7, 64, 96)
-
-
-def test_drop_path_drops_whole_samples_in_training_only() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        dropped = DropPath(0.25)(torch.ones(4000, 2, 3))
-    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
-    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
-    assert torch.equal(DropPath(0.25).eval()(dropped), dropped)

@@ -28,7 +28,9 @@ from robseg.metrics.scores import scores
 from robseg.models.architectures import ARCHITECTURES
 from robseg.models.ddcat import DDCAT
 from robseg.models.dilated import ASPP, DilatedSegmenter
+from robseg.models.dropout import Dropout2d
 from robseg.models.small_unet import small_unet
+from robseg.models.vit import Block
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.training_run import read_metrics
 from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
@@ -170,14 +172,18 @@ def test_a_step_is_the_optimisers_on_the_adversarial_batch_alone() -> None:
 
 def test_pieces_of_a_batch_add_up_to_its_gradient() -> None:
     class Plain(nn.Module):
-        """No batch norm, whose statistics are those of a piece."""
+        """No batch norm, whose statistics are those of a piece; dropout of all kinds, whose draws are an image's."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 6, 1))
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), Dropout2d(0.3), nn.GELU())
+            self.block = Block(8, 2, dropout=0.2, drop_path=0.5)
+            self.head = nn.Conv2d(8, 6, 1)
 
         def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.layers(images)
+            features = self.stem(images)
+            tokens = self.block(features.flatten(2).transpose(1, 2))
+            logits: Tensor = self.head(tokens.transpose(1, 2).view(features.shape))
             return logits
 
     data = open_data("shapes?split=train&count=8&size=32")

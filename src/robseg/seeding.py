@@ -17,11 +17,12 @@ def derived_seed(seed: int, *parts: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def image_generator(seed: int, image_id: str, stream: str) -> torch.Generator:
-    """A CPU generator for one image and one purpose (`stream`, such as "apgd-mce/restart 0").
+def image_generator(seed: int, image_id: str, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one image and one purpose (`stream`, such as "apgd-mce/restart 0").
 
-    Draw on the CPU and move the numbers to the device: generators of devices differ from each other.
+    Generators of different kinds of devices give different numbers. Draw on the CPU and move what was drawn, unless it
+    is too much for that.
     """
-    generator = torch.Generator(device="cpu")
+    generator = torch.Generator(device)
     generator.manual_seed(derived_seed(seed, image_id, stream))
     return generator

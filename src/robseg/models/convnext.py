@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from robseg.models.layers import DropPath, LayerNorm2d, drop_path_rates
+from robseg.models.dropout import DropPath, drop_path_rates
+from robseg.models.layers import LayerNorm2d
 
 EPS = 1e-6
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robseg.models.dropout import Dropout2d
 from robseg.models.layers import resize, spatial
 from robseg.models.resnet import STAGE3_WIDTH, STAGE4_WIDTH, DilatedResNet, pad_to_stride
 
@@ -129,6 +130,6 @@ def _classifier(inner: int, hidden: int, kernel: int, num_classes: int) -> nn.Se
         nn.Conv2d(inner, hidden, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(hidden),
         nn.ReLU(inplace=True),
-        nn.Dropout2d(0.1),
+        Dropout2d(0.1),
         nn.Conv2d(hidden, num_classes, 1),
     )

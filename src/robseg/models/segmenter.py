@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robseg.models.layers import drop_path_rates, pad_to, resize, spatial
+from robseg.models.dropout import drop_path_rates
+from robseg.models.layers import pad_to, resize, spatial
 from robseg.models.vit import Block, VisionTransformer, init_linear
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robseg.models.layers import DropPath, drop_path_rates, resize
+from robseg.models.dropout import Dropout, DropPath, drop_path_rates, dropped
+from robseg.models.layers import resize
 
 
 class Attention(nn.Module):
@@ -20,13 +21,18 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.proj_drop = nn.Dropout(dropout)
+        self.proj_drop = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        if self.training and self.dropout > 0:
+            # torch's fused attention drops with numbers of the global generator.
+            weights = ((query @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5).softmax(-1)
+            mixed = dropped(weights, self.dropout, weights.shape[1:]) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value)
         output: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, count, width)))
         return output
 
@@ -39,7 +45,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         output: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(tokens)))))

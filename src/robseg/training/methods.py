@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from robseg.data.base import IGNORE_INDEX
 from robseg.errors import UserError, unknown_name
+from robseg.models.dropout import draws_from
 from robseg.models.modes import attack_mode
+from robseg.seeding import image_generator
 from robseg.training.inner_attack import AttackSettings, perturb
 from robseg.training.trainee import Outputs, Trainee
 
@@ -59,10 +61,6 @@ class Step:
     labels: Tensor
 
 
-Forward = Callable[[Tensor], Outputs]
-"""Images (B, 3, H, W) to outputs in training mode: a Trainee, or what DistributedDataParallel made of it."""
-
-
 class Attack(Protocol):
     """`perturb` for some images of the batch, given by their rows."""
 
@@ -77,7 +75,6 @@ def training_step(
     *,
     seed: int,
     keys: Sequence[str],
-    forward: Forward | None = None,
     eps_share: float = 1.0,
     counted: Tensor | float | None = None,
     class_weights: Tensor | None = None,
@@ -88,8 +85,8 @@ def training_step(
         after. Neither its batch-norm statistics nor the `.grad` of its parameters are touched by the attack.
     images, labels: (B, 3, H, W) in [0, 1] and (B, H, W) int64, 0..C-1 or 255. sat and ddcat leave the first half of
         them clean and need B of 2 or more.
-    keys: one text an image that occurs once in the whole training: with `seed` it decides the image's random start.
-    forward: the pass that is trained through, where that is not `trainee` itself but what wraps it.
+    keys: one text an image that occurs once in the whole training: with `seed` it decides the image's random start,
+        and its draws in the modules of `robseg.models.dropout`.
     eps_share: 0..1, multiplies eps and alpha (warm-up of eps).
     counted: what the summed cross-entropy is divided by; None: the batch's own counted pixels, as the published code
         has it on each device. Where gradients of several batches (processes, accumulation) are averaged, give the
@@ -108,7 +105,10 @@ def training_step(
         )  # fmt: skip
 
     trained_on, mask_target = METHODS[settings.method](trainee, images, attack)
-    outputs = (trainee if forward is None else forward)(trained_on)
+    # One image's dropout, too, is its own, whatever else is in the batch. Too many draws to be made on the CPU.
+    generators = [image_generator(seed, key, "dropout", images.device) for key in keys]
+    with draws_from(generators):
+        outputs = trainee(trained_on)
     if not isinstance(outputs, Outputs):
         raise ValueError("the training pass gave logits alone: call trainee.train() before")
     return batch_loss(
