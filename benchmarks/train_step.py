@@ -28,12 +28,13 @@ from torch import nn
 
 from robseg.data.sets.shapes import Shapes
 from robseg.models.modes import attack_mode
+from robseg.models.wrapper import SegmentationModel
 from robseg.training.loop import fit
+from robseg.training.network import build
 from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import load_recipe
 from robseg.training.setup import make_optimiser
 from robseg.training.together import join_group
-from robseg.training.train import build
 from robseg.training.trainee import read_outputs
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -118,10 +119,10 @@ def now(device: str) -> float:
 
 def steps_seconds(recipe: Recipe, arguments: argparse.Namespace) -> float:
     """One step of the trainer."""
-    network, data = network_and_data(recipe, arguments)
+    model, data = model_and_data(recipe, arguments)
     times: list[float] = []
     fit(
-        network, data, recipe.model_copy(update={"steps": arguments.steps + 1}), group=join_group(arguments.device),
+        model, data, recipe.model_copy(update={"steps": arguments.steps + 1}), group=join_group(arguments.device),
         progress=lambda stage, done, total, note: times.append(now(arguments.device)) if done else None,
     )  # fmt: skip
     return median_gap(times)
@@ -131,15 +132,16 @@ def median_gap(times: list[float]) -> float:
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(times))
 
 
-def network_and_data(recipe: Recipe, arguments: argparse.Namespace) -> tuple[nn.Module, Shapes]:
+def model_and_data(recipe: Recipe, arguments: argparse.Namespace) -> tuple[SegmentationModel, Shapes]:
     # As many images as a batch has: all are decoded in the first step.
     data = Shapes(arguments.batch, size=arguments.size, split="train")
-    return build(recipe, len(data.classes))[0], data
+    return build(recipe, len(data.classes)), data
 
 
 def bare_seconds(recipe: Recipe, arguments: argparse.Namespace) -> float:
     """One step with nothing but its passes and the optimiser's arithmetic."""
-    network, data = network_and_data(recipe, arguments)
+    model, data = model_and_data(recipe, arguments)
+    network = model.network
     network.to(arguments.device)
     optimiser = make_optimiser(network, recipe)
     images = torch.stack([data[i].image for i in range(len(data))]).to(arguments.device)

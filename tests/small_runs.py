@@ -10,6 +10,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from robseg.models.dropout import Dropout2d
+from robseg.models.small_unet import small_unet
+
 RECIPE: dict[str, Any] = {
     "data": {
         "train": "shapes?split=train&count=7&size=32",
@@ -33,6 +36,11 @@ def recipe(**changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return merged
+
+
+def dropping(num_classes: int) -> nn.Module:
+    """A factory of a network that is not robseg's, with dropout."""
+    return nn.Sequential(small_unet(num_classes, 4), Dropout2d(0.2))
 
 
 def write_recipe(path: Path, **changes: Any) -> Path:

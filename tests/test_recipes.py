@@ -9,6 +9,7 @@ import yaml
 
 from robseg.errors import UserError
 from robseg.models.architectures import ARCHITECTURES
+from robseg.training.network import build
 from robseg.training.recipe_files import FOLDER, load_recipe, recipe_names, recipe_text
 from small_runs import RECIPE, recipe, write_recipe
 
@@ -133,8 +134,20 @@ def test_changed_keys_reach_their_place_however_they_are_written() -> None:
     assert wanted == load_recipe("demo-robust", ["optimiser={lr: 1E-4}", "attack.steps=3"])
     assert load_recipe("demo-robust", ["data.root=2012-10-01"]).data.root == "2012-10-01"
     assert load_recipe("demo-robust", ["data.root=2012"]).data.root == "2012"
-    given = load_recipe("demo-plain", ["model.normalisation={mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}"])
-    assert given.model.mean_std() == ((0.5,) * 3, (0.2,) * 3)
+    given = load_recipe("demo-plain", ["model.normalisation={mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"])
+    assert build(given, 6).normalisation() == ([0.5] * 3, [0.25] * 3)
+
+
+def test_what_belongs_to_an_architecture_goes_with_it() -> None:
+    width = recipe(model={"arguments": {"width": 4}})
+    own = load_recipe(width, ["model.architecture=mine:net"])
+    assert (own.model.architecture, own.model.arguments) == ("mine:net", {})
+    assert load_recipe(width, ["model.architecture=pspnet50"]).model.arguments == {}
+    assert load_recipe(width, ["model.architecture=small_unet"]).model.arguments == {"width": 4}
+    # Of a foreign network no backbone of robseg's form is asked for; of another of robseg's it is.
+    assert load_recipe("pspnet50-voc-sat", ["data.root=x", "model.architecture=mine:net"]).model.backbone is None
+    with pytest.raises(UserError, match=r"model\.backbone"):
+        load_recipe("pspnet50-voc-sat", ["data.root=x", "model.architecture=deeplabv3_50"])
 
 
 def test_a_recipe_of_ones_own_inherits_from_one_of_the_package_and_from_files_beside_it(tmp_path: Path) -> None:
@@ -178,6 +191,13 @@ def test_a_recipe_of_ones_own_inherits_from_one_of_the_package_and_from_files_be
         ("model.normalisation=image", ["model.normalisation", "'imagenet'"]),
         ("model.normalisation=backbone", ["backbone"]),
         ("model.arguments={num_classes: 3}", ["num_classes"]),
+        ("model.architecture=small_unte", ["model.architecture", "'small_unte'", "small_unet"]),
+        ("model.architecture=torchscript:model.pt", ["model.architecture", "program", "package.module:factory"]),
+        ("model={architecture: 'mine:net', arguments: {width: 3}}", ["model", "arguments", "'mine:net'"]),
+        (
+            "model={architecture: 'hf:folder', backbone: resnet.pth}",
+            ["model", "backbone", "'hf:folder'"],
+        ),
         ("validation.attack=pdg", ["validation", "'pdg'", "pgd"]),
         ("validation.attack=sea", ["validation.attack", "3 attacks"]),
         ("validation={attack: null, criterion: attacked.miou}", ["criterion"]),

@@ -307,7 +307,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}",
         "-m", "robseg", "train", *arguments, "--device", "cpu",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
@@ -326,15 +326,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PARALLEL: dict[str, Any] = {
     "method": "sat", "steps": 4, "ema": 0.5, "optimiser": {"name": "sgd", "lr": 0.05},
     "attack": {"steps": 1, "alpha": 0.5}, "validation": {"times": 2, "batch_size": 2},
+    "model": {"architecture": "small_runs:dropping", "arguments": {}},
 }  # fmt: skip
 
 
 def test_two_processes_train_as_one_up_to_rounding(shared: Path, tmp_path: Path) -> None:
     robseg.train(recipe(**PARALLEL), out=tmp_path, device="cpu", progress=False)
     settings = robseg.training.recipe_files.load_recipe(recipe(**PARALLEL))
-    start = robseg.training.train.build(settings, 6)[0].state_dict()
+    start = robseg.training.network.build(settings, 6).network.state_dict()
     trained = weights(tmp_path)
-    moved = min(distance({n: trained[n]}, start) for n in start if n.endswith("conv.weight") or n == "head.weight")
+    moved = min(distance({n: trained[n]}, start) for n in start if n.endswith(("conv.weight", "head.weight")))
     # Batch norm that is not shared between the processes leads to differences above 1.
     assert distance(weights(shared / "two"), trained) < 1e-3 < 0.05 * moved
     for ours, theirs in zip(read_metrics(shared / "two"), read_metrics(tmp_path), strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import robseg
 from robseg.data import open_data
-from robseg.data.base import IGNORE_INDEX
+from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.loader import training_batches
 from robseg.data.samples import SampleList
 from robseg.data.sets.shapes import Shapes
@@ -35,11 +35,12 @@ from robseg.models.wrapper import SegmentationModel
 from robseg.records.training_run import read_metrics
 from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
 from robseg.training.inner_attack import perturb
-from robseg.training.loop import fit
+from robseg.training.loop import Trained
+from robseg.training.network import build
+from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import load_recipe
 from robseg.training.schedule import Schedule
 from robseg.training.together import Group
-from robseg.training.train import build
 from robseg.training.trainee import Trainee
 from small_runs import NoNumber, distance, recipe, same, weights
 
@@ -50,6 +51,10 @@ def fresh(seed: int = 0, num_classes: int = 6, width: int = 4) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return small_unet(num_classes, width)
+
+
+def fit(network: nn.Module, data: Dataset, settings: Recipe, group: Group = ALONE) -> Trained:
+    return robseg.training.loop.fit(SegmentationModel(network), data, settings, group=group)
 
 
 def train(out: Path, progress: Any = False, **changes: Any) -> robseg.training.train.TrainingResult:
@@ -69,7 +74,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: st
         networks.append(nn.Sequential(fresh(), nn.Dropout(0.2)))
         torch.manual_seed(place)
         before = torch.get_rng_state()
-        fit(networks[-1], data, load_recipe(recipe(method=method, seed=seed, steps=3)), group=ALONE)
+        fit(networks[-1], data, load_recipe(recipe(method=method, seed=seed, steps=3)))
         assert torch.equal(before, torch.get_rng_state())
         assert not networks[-1].training
     first, second, other = (network.state_dict() for network in networks)
@@ -149,7 +154,7 @@ def test_a_step_is_the_optimisers_on_the_adversarial_batch_alone() -> None:
     settings = load_recipe(recipe(steps=1, schedule={"warmup": 0.0}, batch_size=3, attack={"steps": 2}))
     data = open_data(recipe()["data"]["train"])
     network, expected = fresh(), fresh().to(memory_format=torch.channels_last)
-    fit(network, data, settings, group=ALONE)
+    fit(network, data, settings)
 
     batch = next(training_batches(data, settings.augmentation, 3, seed=0))
     found = perturb(Trainee(expected), batch.images, batch.labels, settings.attack, seed=0, keys=batch.keys)
@@ -198,7 +203,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient() -> None:
             settings = recipe(
                 method=method, batch_size=8, micro_batch=micro, steps=3, optimiser={"name": "sgd", "lr": 0.5}
             )
-            fit(network, data, load_recipe(settings), group=ALONE)
+            fit(network, data, load_recipe(settings))
             results.append(network.state_dict())
         assert distance(results[1], results[0]) < 1e-4
         assert distance(results[2], results[0]) < 1e-4
@@ -218,11 +223,11 @@ def test_ignored_pixels_change_nothing_and_a_batch_without_counted_pixels_is_no_
         network = nn.Conv2d(3, 6, 1)
         nn.init.constant_(network.weight, 0.1)
         nn.init.constant_(network.bias, 0.0)
-        fit(network, SampleList(painted, Shapes().classes), settings, group=ALONE)
+        fit(network, SampleList(painted, Shapes().classes), settings)
         trained.append(network.weight.detach())
     assert torch.equal(trained[0], trained[1])
     void = SampleList([(s.image, torch.full_like(s.label, IGNORE_INDEX), s.id) for s in samples], Shapes().classes)
-    assert fit(fresh(), void, settings, group=ALONE).loss == 0
+    assert fit(fresh(), void, settings).loss == 0
 
 
 @pytest.mark.parametrize(
@@ -266,10 +271,10 @@ def test_averaged_weights_follow_the_formula_and_are_what_is_saved(tmp_path: Pat
     for steps in (1, 2, 3):
         network = fresh()
         schedule = {"warmup": 0.0, "power": 1e-9}  # the rate stays, so that a shorter training is the beginning
-        fit(network, data, load_recipe(recipe(steps=steps, schedule=schedule)), group=ALONE)
+        fit(network, data, load_recipe(recipe(steps=steps, schedule=schedule)))
         snapshots.append(network.state_dict())
     network = fresh()
-    fit(network, data, load_recipe(recipe(steps=3, schedule=schedule, ema=0.15)), group=ALONE)
+    fit(network, data, load_recipe(recipe(steps=3, schedule=schedule, ema=0.15)))
     expected = snapshots[0]["head.weight"]
     for update, snapshot in enumerate(snapshots[1:], 1):
         share = min(0.15, (1 + update) / (10 + update))
@@ -313,13 +318,12 @@ def test_data_and_networks_of_ones_own(tmp_path: Path) -> None:
 def test_a_backbone_and_a_checkpoint_are_where_a_training_begins(tmp_path: Path) -> None:
     first = train(tmp_path / "first")
     settings = load_recipe(recipe(model={"checkpoint": str(first.folder / "model.safetensors")}))
-    network, mean, std = build(settings, 6)
-    assert same(network.state_dict(), weights(first.folder))
-    assert (mean, std) == (None, None)
-    again, _, _ = build(load_recipe(recipe()), 6)
-    other, _, _ = build(load_recipe(recipe(seed=1)), 6)
-    assert same(again.state_dict(), build(load_recipe(recipe()), 6)[0].state_dict())
-    assert not same(again.state_dict(), other.state_dict())
+    model = build(settings, 6)
+    assert same(model.network.state_dict(), weights(first.folder))
+    assert model.normalisation() == (None, None)
+    again, other = build(load_recipe(recipe()), 6), build(load_recipe(recipe(seed=1)), 6)
+    assert same(again.network.state_dict(), build(load_recipe(recipe()), 6).network.state_dict())
+    assert not same(again.network.state_dict(), other.network.state_dict())
     with pytest.raises(UserError, match=r"6 classes, the model 5.*train on data of 6 classes"):
         build(settings, 5)
     with pytest.raises(UserError, match="no ConvNeXt"):
@@ -332,7 +336,7 @@ def test_a_backbone_and_a_checkpoint_are_where_a_training_begins(tmp_path: Path)
 def test_a_loss_that_is_no_number_names_step_rate_and_the_last_good_state(value: float) -> None:
     settings = load_recipe(recipe(steps=4, schedule={"warmup": 0.0}))
     with pytest.raises(UserError, match=r"(nan|inf) at step 3, rate 0\.005; last good checkpoint: none"):
-        fit(NoNumber(fresh(), 3, value), open_data(recipe()["data"]["train"]), settings, group=ALONE)
+        fit(NoNumber(fresh(), 3, value), open_data(recipe()["data"]["train"]), settings)
 
 
 def test_a_training_that_diverges_leaves_its_last_good_state(tmp_path: Path) -> None:
@@ -377,7 +381,12 @@ def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Class 1 is 'b'.*'c'"):
         run(["a", "b"], ["a", "c"])
     with pytest.raises(UserError, match=r"gives 3 classes.*has 6"):
-        fit(fresh(num_classes=3), open_data(recipe()["data"]["train"]), load_recipe(recipe()), group=ALONE)
+        fit(
+            SegmentationModel(fresh(num_classes=3)),
+            open_data(recipe()["data"]["train"]),
+            load_recipe(recipe()),
+            group=ALONE,
+        )
 
 
 @pytest.mark.parametrize(
@@ -391,7 +400,12 @@ def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
 def test_batches_that_processes_cannot_share(changes: dict[str, Any], processes: int, words: str) -> None:
     group = Group(0, processes, torch.device("cpu"), lambda: None)
     with pytest.raises(UserError, match=words):
-        fit(fresh(), open_data(recipe()["data"]["train"]), load_recipe(recipe(**changes)), group=group)
+        fit(
+            SegmentationModel(fresh()),
+            open_data(recipe()["data"]["train"]),
+            load_recipe(recipe(**changes)),
+            group=group,
+        )
 
 
 def test_a_folder_that_is_in_the_way_or_cannot_be_written(tmp_path: Path) -> None:

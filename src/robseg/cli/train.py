@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +62,8 @@ def show_training(result: TrainingResult) -> None:
     """Print what came out, where it is, and what to do next."""
     from rich.console import Console
 
+    from robseg.loading.model_folder import GIVEN, model_words
+
     console = Console(highlight=False, soft_wrap=True)
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     console.print(f"{result.folder}: {result.steps} steps{loss}", markup=False)
@@ -71,10 +74,9 @@ def show_training(result: TrainingResult) -> None:
     data = result.recipe.data.validation
     if data is not None and result.recipe.data.root is not None:
         data = data.replace("{root}", result.recipe.data.root)
-    shown = f"'{data}'" if data not in (None, "given") else "DATA"
-    console.print(
-        f"go on: robseg evaluate {result.folder} --data {shown} --eps 4 --out {result.folder}-sea", markup=False
-    )
+    shown = f"'{data}'" if data not in (None, GIVEN) else "DATA"
+    model = shlex.join(model_words(result.folder, result.recipe.model.architecture))
+    console.print(f"go on: robseg evaluate {model} --data {shown} --eps 4 --out {result.folder}-sea", markup=False)
 
 
 def _scores(validation: dict[str, object]) -> str:

@@ -47,7 +47,7 @@ def convert(checkpoint: str, out: Path, *, model: str | None = None, classes: in
     opened = open_model(name, num_classes=count, checkpoint=str(source))
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in opened.network.state_dict().items()}
     stored = [key for key in read_checkpoint(source) if not key.endswith(COUNTERS)]
-    mean, std = (None if value is None else value.flatten().tolist() for value in (opened.mean, opened.std))
+    mean, std = opened.normalisation()
     card = Card(
         model=name,
         architecture=entry.architecture if entry is not None else name,

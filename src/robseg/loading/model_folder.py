@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Annotated, Any, Literal
 import safetensors.torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from robseg.data.base import ClassList
 from robseg.errors import UserError, unknown_name
 from robseg.loading.checkpoint import load_weights, read_checkpoint
+from robseg.loading.normaliser import Normaliser, take_normaliser
+from robseg.loading.places import fetch
 from robseg.models.architectures import ARCHITECTURES
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.yaml"
+
+GIVEN = "given"
+"""Stands for a network that was given to `robseg.train` as an object."""
 
 _Colour = Annotated[int, Field(ge=0, le=255)]
 _Strict = ConfigDict(extra="forbid", frozen=True)
@@ -79,12 +85,13 @@ def save_model(
 ) -> None:
     """Write model.safetensors and model.yaml into `folder`, which is made where it is absent.
 
-    architecture, arguments: a name of `robseg.models.ARCHITECTURES` and what its builder was called with.
+    architecture, arguments: a name of `robseg.models.ARCHITECTURES` and what its builder was called with; or of a
+        foreign model, which has to be named again when the folder is used, and no arguments.
     training: plain values (numbers, texts, lists, dicts): the recipe, seed, name of the data and final loss.
     Both files are complete before either takes its name, so a crash leaves the model that was there before.
-    Raises UserError for an architecture that `read_model_folder` could not build.
+    Raises UserError for an architecture that is neither robseg's nor foreign.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES and not is_foreign(architecture):
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if (mean is None) != (std is None):
         raise UserError("mean and std of a model's input belong together; give both or neither.")
@@ -115,11 +122,18 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     """The model that `save_model` wrote into `folder`.
 
     Raises UserError for a folder without model.yaml or weights, a damaged file, an unknown architecture, arguments it
-    does not take, and weights that do not fit it.
+    does not take, weights that do not fit it, and for the folder of a foreign model: no file is to say which code is
+    run, so the user has to.
     """
     folder = Path(folder)
     path = folder / DESCRIPTION
     description = _read_description(path)
+    if is_foreign(description.architecture):
+        kind = "a network given in Python" if description.architecture == GIVEN else f"'{description.architecture}'"
+        raise UserError(
+            f"The folder '{folder}' holds weights of {kind}, which is no architecture of robseg's; name what makes the "
+            f"network as well: robseg evaluate {shlex.join(model_words(folder, description.architecture))}."
+        )
     if description.architecture not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise UserError(
@@ -143,6 +157,32 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     normalisation = description.normalisation
     mean, std = (normalisation.mean, normalisation.std) if normalisation else (None, None)
     return ModelFolder(network, classes, mean, std, description)
+
+
+def is_foreign(architecture: str) -> bool:
+    """Whether a model is none of robseg's own, but of another library, of the user's code or given as an object."""
+    return ":" in architecture or architecture == GIVEN
+
+
+def model_words(folder: Path, architecture: str) -> list[str]:
+    """How the command line names the model in a folder: by the folder, or as the foreign model whose weights it has."""
+    if not is_foreign(architecture):
+        return [str(folder)]
+    return ["package.module:factory" if architecture == GIVEN else architecture, "--checkpoint", str(folder)]
+
+
+def read_weights(source: str, network: nn.Module) -> tuple[dict[str, Tensor], Normaliser | None]:
+    """The weights that a checkpoint holds for a network, and the normaliser beside them.
+
+    source: what `fetch` takes, or a folder that `save_model` wrote. Raises UserError as `read_checkpoint` does, and
+    for a folder that is damaged.
+    """
+    folder = Path(source)
+    if not (folder / DESCRIPTION).is_file():
+        return take_normaliser(read_checkpoint(fetch(source)), network)
+    stored = _read_description(folder / DESCRIPTION).normalisation
+    weights = read_checkpoint(folder / WEIGHTS)
+    return weights, None if stored is None else Normaliser(stored.mean, stored.std)
 
 
 def _read_description(path: Path) -> Description:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from robseg.errors import UserError, unknown_name
 from robseg.home import home
-from robseg.loading.checkpoint import WEIGHT_FILES, load_weights, read_checkpoint
+from robseg.loading.checkpoint import WEIGHT_FILES, load_weights
 from robseg.loading.factory import open_factory
 from robseg.loading.huggingface import open_huggingface
 from robseg.loading.identify import identify
 from robseg.loading.libraries import TORCHVISION_IGNORE, open_smp, open_torchvision
-from robseg.loading.model_folder import read_model_folder
-from robseg.loading.normaliser import take_normaliser
-from robseg.loading.places import fetch, stored_weights
+from robseg.loading.model_folder import read_model_folder, read_weights
+from robseg.loading.places import stored_weights
 from robseg.loading.programs import open_program, program_kind
 from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import PUBLISHED
@@ -26,6 +25,9 @@ DEMO_MODELS = ("demo-plain", "demo-robust")
 FORMS = ("hf", "torchvision", "smp", "torchscript", "export", "onnx")
 """What may stand before the colon of a model that is no function of the user's."""
 
+TRAINABLE = ("hf", "torchvision", "smp")
+"""Those of them that build a network; the others are programs."""
+
 
 def open_model(
     name: str,
@@ -35,6 +37,7 @@ def open_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     precision: Precision = "fp32",
+    fresh: bool = False,
 ) -> SegmentationModel:
     """The model that MODEL names, with its weights.
 
@@ -42,14 +45,16 @@ def open_model(
         out by its entries; hf:, torchvision:, smp:, torchscript: or export: and what the functions of that name take;
         or "package.module:factory", found from the current folder, where factory gives a torch.nn.Module (or is one)
         and is called with the number of classes when it takes one.
-    checkpoint: a file of weights, a URL or hf:OWNER/NAME/FILE (see `fetch`), which replaces those the model came with.
+    checkpoint: a file of weights, a URL or hf:OWNER/NAME/FILE (see `fetch`), or the folder of a robseg training, which
+        replaces those the model came with.
     mean, std: normalisation of the input; replaces the model's own.
+    fresh: models that come without weights have fresh ones, drawn from torch's global generator.
 
     Raises UserError for everything that does not fit, in one sentence.
     """
     if checkpoint is None:
         name, checkpoint = _with_weights(name)
-    model = _build(name, num_classes, checkpoint is not None, mean is not None)
+    model = _build(name, num_classes, checkpoint is not None, mean is not None, fresh)
     if checkpoint is not None:
         model = _load(model, name, checkpoint)
     if mean is not None or std is not None:
@@ -87,7 +92,9 @@ def _with_weights(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation: bool) -> SegmentationModel:
+def _build(
+    name: str, num_classes: int, has_checkpoint: bool, has_normalisation: bool, fresh: bool
+) -> SegmentationModel:
     if name in DEMO_MODELS:
         if not (demo_folder(name) / "model.yaml").is_file():
             raise UserError(f"The model '{name}' is made by `robseg demo`, which has not run yet on this machine.")
@@ -96,7 +103,7 @@ def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation:
         published = PUBLISHED[name]
         return SegmentationModel(published.build(published.num_classes), mean=published.mean, std=published.std)
     if name in ARCHITECTURES:
-        if not has_checkpoint:
+        if not has_checkpoint and not fresh:
             raise UserError(f"The model '{name}' comes without weights; give its file with --checkpoint.")
         return SegmentationModel(ARCHITECTURES[name](num_classes=num_classes))
     if Path(name).is_dir():
@@ -105,7 +112,7 @@ def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation:
         return _from_folder(Path(name))
     before, colon, after = name.partition(":")
     if colon and before in FORMS:
-        return _foreign(parse_spec(name), num_classes, has_checkpoint, has_normalisation)
+        return _foreign(parse_spec(name), num_classes, has_checkpoint, has_normalisation, fresh)
     if colon and after and "/" not in before:
         return open_factory(before, after, num_classes)
     if "/" in name or name.startswith(".") or name.endswith(WEIGHT_FILES):
@@ -113,13 +120,15 @@ def _build(name: str, num_classes: int, has_checkpoint: bool, has_normalisation:
     raise unknown_name("model", name, known_models())
 
 
-def _foreign(spec: Spec, num_classes: int, has_checkpoint: bool, has_normalisation: bool) -> SegmentationModel:
+def _foreign(
+    spec: Spec, num_classes: int, has_checkpoint: bool, has_normalisation: bool, fresh: bool
+) -> SegmentationModel:
     if spec.name == "hf":
         return open_huggingface(spec, has_checkpoint, has_normalisation)
     if spec.name == "torchvision":
-        return open_torchvision(spec, num_classes, has_checkpoint)
+        return open_torchvision(spec, num_classes, has_checkpoint or fresh)
     if spec.name == "smp":
-        return open_smp(spec, num_classes, has_checkpoint)
+        return open_smp(spec, num_classes, has_checkpoint or fresh)
     if has_checkpoint:
         raise UserError(f"A program such as {spec.name}:{spec.root} holds its weights; leave --checkpoint away.")
     return open_program(spec)
@@ -127,8 +136,7 @@ def _foreign(spec: Spec, num_classes: int, has_checkpoint: bool, has_normalisati
 
 def _load(model: SegmentationModel, name: str, checkpoint: str) -> SegmentationModel:
     """The model with the weights of a file, and with the normaliser that the file may hold beside them."""
-    state = read_checkpoint(fetch(checkpoint))
-    state, normaliser = take_normaliser(state, model.network)
+    state, normaliser = read_weights(checkpoint, model.network)
     ignore = PUBLISHED[name].ignore if name in PUBLISHED else ()
     if name.startswith("torchvision:"):
         ignore = TORCHVISION_IGNORE

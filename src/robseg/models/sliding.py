@@ -182,12 +182,8 @@ def with_window(
         model.network, crop, stride, flip=flip, long_side=long_side,
         fill=(0.0, 0.0, 0.0) if normalised else MEAN_COLOUR, output=model.output,
     )  # fmt: skip
-    return SegmentationModel(
-        window,
-        mean=model.mean.flatten().tolist() if model.mean is not None else None,
-        std=model.std.flatten().tolist() if model.std is not None else None,
-        precision=model.precision,
-    )
+    mean, std = model.normalisation()
+    return SegmentationModel(window, mean=mean, std=std, precision=model.precision)
 
 
 def _log_resized(logs: Tensor, size: tuple[int, int]) -> Tensor:

@@ -72,6 +72,12 @@ class SegmentationModel(nn.Module):
         if precision == "fp64":
             self.double()
 
+    def normalisation(self) -> tuple[list[float] | None, list[float] | None]:
+        """Mean and std of each channel, for images in [0, 1]; (None, None) where the model does not normalise."""
+        if self.mean is None or self.std is None:
+            return None, None
+        return self.mean.flatten().tolist(), self.std.flatten().tolist()
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> logits (B, C, H, W)."""
         # A copy: networks that normalise in place would change the caller's images.

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robseg.data.base import IGNORE_INDEX
 from robseg.errors import UserError
-from robseg.loading.model_folder import DESCRIPTION
+from robseg.loading.model_folder import DESCRIPTION, GIVEN, model_words
 from robseg.records.files import write_text
 from robseg.records.training_run import BEST, RECIPE, RUN, SAMPLES, read_metrics
 from robseg.records.yaml_files import read_yaml
@@ -176,11 +176,11 @@ def commands(training: Training) -> list[tuple[str, str]]:
         found.append(("Go on with the training", _line("robseg", "train", "--resume", "--out", folder)))
     saved = [place for place in (folder / BEST, folder) if (place / DESCRIPTION).is_file()]
     if saved:
-        model = saved[0]
-        data = _data(recipe["data"]["validation"] or "given", recipe) or "YOUR_VALIDATION_DATA"
+        model = model_words(saved[0], recipe["model"]["architecture"])
+        data = _data(recipe["data"]["validation"] or GIVEN, recipe) or "YOUR_VALIDATION_DATA"
         train = _data(recipe["data"]["train"], recipe) or "YOUR_TRAINING_DATA"
         out = folder.with_name(f"{folder.name}-sea")
-        evaluate = ("robseg", "evaluate", model, "--data", data, "--train-data", train, "--eps", "4", "--eps", "8")
+        evaluate = ("robseg", "evaluate", *model, "--data", data, "--train-data", train, "--eps", "4", "--eps", "8")
         look = _line(*evaluate, "--limit", "20", "--steps", "50", "--out", f"{out}-first")
         found.append(("A first look at its robustness", look))
         found.append(("Its robustness by the published protocol, SEA", _line(*evaluate, "--out", out)))
@@ -190,7 +190,7 @@ def commands(training: Training) -> list[tuple[str, str]]:
 def _data(text: str, recipe: Mapping[str, Any]) -> str | None:
     """The data of a recipe as a command line takes them; None for objects that were given in Python."""
     root = recipe["data"].get("root")
-    if text == "given" or ("{root}" in text and root is None):
+    if text == GIVEN or ("{root}" in text and root is None):
         return None
     return text.replace("{root}", str(root).replace("%", "%25").replace("?", "%3F"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robseg.attacks.objectives import is_right
 from robseg.data.base import IGNORE_INDEX, Dataset
@@ -64,23 +64,22 @@ class Trained:
 
 
 def fit(
-    network: nn.Module,
+    model: SegmentationModel,
     data: Dataset,
     recipe: Recipe,
     *,
     group: Group,
     validation: Dataset | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
     folder: TrainingFolder | None = None,
     checkpoints: Path | None = None,
     progress: bool | Listener = False,
 ) -> Trained:
-    """Train `network` in place as a recipe says, of which `data` and `model` are not read; then in evaluation mode.
+    """Train the network of `model` in place as a recipe says, of which `data` and `model` are not read; it is left in
+    evaluation mode.
 
-    network: anything that `Trainee` takes. data, validation: labels of 0..C-1 or 255; one list of classes.
-    mean, std: normalisation of the network's input. folder: where states, measurements and models are written, of the
-    first process alone. checkpoints: the folder of the states to go on from, for all processes; None: begin anew.
+    model: its network may be anything that `Trainee` takes. data, validation: labels of 0..C-1 or 255; one list of
+    classes. folder: where states, measurements and models are written, of the first process alone. checkpoints: the
+    folder of the states to go on from, for all processes; None: begin anew.
 
     Randomness comes from the recipe's seed, the step and the ids of images; the global generators stay as they were.
     SIGTERM and Ctrl-C write a state and then end the process as ever. Raises UserError where the loss or a gradient is
@@ -88,15 +87,16 @@ def fit(
     """
     pieces = pieces_of(recipe, group)
     device, steps = group.device, recipe.total_steps(len(data))
+    network = model.network
     network.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)  # type: ignore[call-overload]
     if group.count > 1 and recipe.sync_batch_norm:
         network = share_batch_norm(network, device)
-    trainee = Trainee(network, mean, std).to(device)
+    trainee = Trainee(network, *model.normalisation(), model.output).to(device)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         stack.enter_context(arithmetic(recipe))
         run = Run(
-            recipe, data, validation, network, trainee, make_optimiser(network, recipe),
+            recipe, data, validation, model, network, trainee, make_optimiser(network, recipe),
             torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
             None if recipe.ema is None else averaged(network, recipe.ema),
             Schedule(recipe.optimiser.lr, steps, warmup=round(recipe.schedule.warmup * steps),
@@ -219,9 +219,10 @@ def _validate(run: Run) -> None:
     assert run.validation is not None
     recipe, settings = run.recipe, run.recipe.validation
     run.group.share_buffers(judged(run))
-    model = SegmentationModel(
-        judged(run), mean=_listed(run.trainee.mean), std=_listed(run.trainee.std), precision=recipe.precision
-    ).to(run.group.device)
+    mean, std = run.model.normalisation()
+    model = SegmentationModel(judged(run), mean=mean, std=std, output=run.model.output, precision=recipe.precision).to(
+        run.group.device
+    )
     run.shown.begin("validating", len(run.validation))
     try:
         found, pictures = validate(
@@ -252,7 +253,3 @@ def _validate(run: Run) -> None:
 def _step_of(line: dict[str, Any]) -> int:
     step: int = line["step"]
     return step
-
-
-def _listed(values: Tensor | None) -> list[float] | None:
-    return None if values is None else values.flatten().tolist()

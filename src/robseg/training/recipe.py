@@ -18,9 +18,9 @@ from pydantic import (
 from robseg.attacks.catalogue import AttackConfig, find_attacks
 from robseg.data.augment import Augmentation
 from robseg.errors import UserError, unknown_name
-from robseg.loading.model_folder import Normalisation
+from robseg.loading.model_folder import GIVEN, Normalisation
+from robseg.loading.model_source import FORMS, TRAINABLE
 from robseg.models.architectures import ARCHITECTURES
-from robseg.models.published import IMAGENET_MEAN, IMAGENET_STD
 from robseg.training.inner_attack import AttackSettings
 from robseg.training.methods import METHODS
 
@@ -40,6 +40,17 @@ def _one_of(kind: str, known: Iterable[str]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _trainable(name: str) -> str:
+    if name in ARCHITECTURES or name == GIVEN:
+        return name
+    form, colon, rest = name.partition(":")
+    if not colon or not form or not rest:
+        raise ValueError(str(unknown_name("architecture", name, ARCHITECTURES)).removesuffix("."))
+    if form in FORMS and form not in TRAINABLE:
+        raise ValueError(f"{name} is a program, which cannot be trained; give the network as package.module:factory")
+    return name
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -65,31 +76,35 @@ class DataSettings(_Section):
 class ModelSettings(_Section):
     """The network at the first step.
 
-    architecture: a name of `robseg.models.ARCHITECTURES`; arguments: what its builder takes besides num_classes.
+    architecture: a name of `robseg.models.ARCHITECTURES`, or a foreign model as `robseg evaluate` takes it: hf:,
+    torchvision:, smp: or package.module:factory; "given": the network that `robseg.train` was given.
+    arguments: what the builder of one of robseg's architectures takes besides num_classes.
     backbone: a file with an ImageNet classifier, see `robseg.loading.backbone`. checkpoint: a file with weights of the
-    whole network. Either as `robseg evaluate --checkpoint` takes it; null: fresh weights.
-    normalisation: of the input: none, imagenet, backbone (what the backbone's file holds), or {mean, std}.
+    whole network, or the folder of a training. Either as `robseg evaluate --checkpoint` takes it; null: fresh weights.
+    normalisation: of the input: own (what a foreign model, the checkpoint or the backbone has, else none), none,
+    imagenet, backbone (what the backbone's file holds), or {mean, std}.
     """
 
-    architecture: Annotated[str, _one_of("architecture", ARCHITECTURES)]
+    architecture: Annotated[str, AfterValidator(_trainable)]
     arguments: dict[str, Any] = Field(default_factory=dict)
     backbone: str | None = None
     checkpoint: str | None = None
-    normalisation: Literal["none", "imagenet", "backbone"] | Normalisation = "none"
+    normalisation: Literal["own", "none", "imagenet", "backbone"] | Normalisation = "own"
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
         if self.normalisation == "backbone" and self.backbone is None:
-            raise ValueError("normalisation is 'backbone' but no backbone is given; use none, imagenet or {mean, std}")
+            raise ValueError("normalisation is 'backbone' but no backbone is given; use own, imagenet or {mean, std}")
         if "num_classes" in self.arguments:
             raise ValueError("arguments must not hold num_classes, which comes from the data")
+        if self.architecture not in ARCHITECTURES:
+            for key in ("arguments", "backbone"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"{key} is for robseg's architectures, not for '{self.architecture}'; leave it away, and make "
+                        "the network as it should be in a function of yours"
+                    )
         return self
-
-    def mean_std(self) -> tuple[tuple[float, float, float] | None, tuple[float, float, float] | None]:
-        """Mean and standard deviation that the recipe itself states; (None, None) for none and backbone."""
-        if isinstance(self.normalisation, Normalisation):
-            return self.normalisation.mean, self.normalisation.std
-        return (IMAGENET_MEAN, IMAGENET_STD) if self.normalisation == "imagenet" else (None, None)
 
 
 class OptimiserSettings(_Section):

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from robseg.errors import UserError, unknown_name
+from robseg.loading.model_folder import is_foreign
 from robseg.records.yaml_files import PeoplesLoader, read_yaml
 from robseg.training.recipe import Recipe
 
@@ -56,6 +57,7 @@ def load_recipe(
         _refuse_unknown(content, origin)
         if any(key in content for key in LENGTHS):
             merged = {key: value for key, value in merged.items() if key not in LENGTHS}
+        _drop_of_another_architecture(merged, content)
         _merge(merged, content, origin, origins)
     merged.setdefault("name", name)
     missing = [key for key in merged.get("needs", {}) if not _has(merged, key)]
@@ -143,6 +145,19 @@ def _merge(
             _merge(into[key], value, origin, origins, f"{name}.")
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _drop_of_another_architecture(merged: dict[str, Any], content: Mapping[str, Any]) -> None:
+    """Forget what was said of an architecture that a later layer replaces."""
+    before, now = merged.get("model"), content.get("model")
+    if not isinstance(before, dict) or not isinstance(now, Mapping):
+        return
+    replaced, wanted = before.get("architecture"), now.get("architecture")
+    if wanted is None or replaced in (None, wanted):
+        return
+    before.pop("arguments", None)
+    if isinstance(wanted, str) and is_foreign(wanted) and isinstance(merged.get("needs"), dict):
+        merged["needs"].pop("model.backbone", None)
 
 
 def _has(content: Any, key: str) -> bool:

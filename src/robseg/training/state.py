@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from robseg.data.base import Dataset
 from robseg.errors import UserError
 from robseg.evaluation.progress import Stages
+from robseg.models.wrapper import SegmentationModel
 from robseg.training.checkpoints import read_newest, write_checkpoint
 from robseg.training.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder
@@ -26,12 +27,14 @@ from robseg.training.trainee import Trainee
 
 @dataclass
 class Run:
-    """network: the weights; trainee: what is trained through, perhaps compiled, with them. step: updates done;
-    written: of the newest state on disk, -1 for none. loss: of the last step. validations: lines of metrics.jsonl."""
+    """model: as it was given; network: its weights; trainee: what is trained through, perhaps compiled, with them.
+    step: updates done; written: of the newest state on disk, -1 for none. loss: of the last step. validations: lines
+    of metrics.jsonl."""
 
     recipe: Recipe
     data: Dataset
     validation: Dataset | None
+    model: SegmentationModel
     network: nn.Module
     trainee: Trainee
     optimiser: torch.optim.Optimizer

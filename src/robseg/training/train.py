@@ -15,21 +15,16 @@ from torch import nn
 from robseg.data import Dataset, as_dataset
 from robseg.errors import UserError
 from robseg.evaluation.progress import Listener
-from robseg.loading.backbone import load_backbone
-from robseg.loading.checkpoint import load_weights, read_checkpoint
-from robseg.loading.normaliser import take_normaliser
-from robseg.loading.places import fetch
+from robseg.loading.model_folder import GIVEN
 from robseg.models.architectures import ARCHITECTURES
 from robseg.records.training_run import CHECKPOINTS, RECIPE
 from robseg.report.training_page import write_training_report
-from robseg.seeding import derived_seed
 from robseg.training.loop import fit
+from robseg.training.network import build
 from robseg.training.recipe import Recipe
 from robseg.training.recipe_files import load_recipe
 from robseg.training.run_folder import ModelInfo, TrainingFolder
 from robseg.training.together import Group, join_group
-
-Mean = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,7 @@ def train(
     train_data: str | Dataset | Sequence[Any] | None = None,
     validation_data: str | Dataset | Sequence[Any] | None = None,
     classes: int | None = None,
+    network: nn.Module | None = None,
     device: str = "auto",
     progress: bool | Listener = True,
     report: bool = True,
@@ -67,6 +63,8 @@ def train(
     resume: go on with whatever training `out` holds; where it holds none, begin.
     train_data, validation_data: what `robseg.evaluate` takes as data, instead of the recipe's. classes: number of
         classes, where they do not say it.
+    network: a network, or a `SegmentationModel`, to be trained in place instead of the recipe's architecture; what it
+        may give in training mode: logits, (logits, auxiliary logits) or a mapping with "out" and "aux".
     overrides: keys of the recipe: epochs=10, optimiser={"lr": 1e-4}, or **{"optimiser.lr": 1e-4}.
     device: "auto" or a torch device. progress: a bar or lines on stderr, or a function told (stage, done, total, note).
     report: whether to write report.html at the end.
@@ -78,10 +76,12 @@ def train(
         if out is None or not resume or not (Path(out) / RECIPE).is_file():
             raise UserError(f"{out or 'No folder'} holds no training to go on with; name a recipe.")
         recipe = Path(out) / RECIPE
+    if network is not None:
+        overrides = {**overrides, "model.architecture": GIVEN}
     if train_data is not None:
-        overrides = {**overrides, "data.train": train_data if isinstance(train_data, str) else "given"}
+        overrides = {**overrides, "data.train": train_data if isinstance(train_data, str) else GIVEN}
     if validation_data is not None:
-        overrides = {**overrides, "data.validation": validation_data if isinstance(validation_data, str) else "given"}
+        overrides = {**overrides, "data.validation": validation_data if isinstance(validation_data, str) else GIVEN}
     resolved = load_recipe(recipe, overrides)
     out = Path("runs") / resolved.name if out is None else Path(out)
     group = join_group(device)
@@ -90,17 +90,18 @@ def train(
     if (resolved.data.validation is not None or validation_data is not None) and resolved.validation.times > 0:
         validation = as_dataset(_source(resolved, resolved.data.validation or "", validation_data), classes)
         _same_classes(data, validation)
-    network, mean, std = build(resolved, len(data.classes))
+    model = build(resolved, len(data.classes), network)
     folder = None
     if group.rank == 0:
-        info = ModelInfo(resolved.model.architecture, _arguments(resolved, data), data.classes, mean, std, data.name)
+        info = ModelInfo(
+            resolved.model.architecture, _arguments(resolved, data), data.classes, *model.normalisation(), data.name
+        )
         folder = TrainingFolder(out, resolved, info)
-        folder.begin(_description(resolved, data, validation, network, group))
+        folder.begin(_description(resolved, data, validation, model.network, group))
     group.wait()
     done = fit(
-        network, data, resolved,
-        group=group, validation=validation, mean=mean, std=std, folder=folder, checkpoints=out / CHECKPOINTS,
-        progress=progress,
+        model, data, resolved,
+        group=group, validation=validation, folder=folder, checkpoints=out / CHECKPOINTS, progress=progress,
     )  # fmt: skip
     if group.rank == 0 and report:
         write_training_report(out)
@@ -108,44 +109,11 @@ def train(
     return TrainingResult(out, resolved, group.rank, done.steps, done.loss, done.validation, done.best)
 
 
-def build(recipe: Recipe, num_classes: int) -> tuple[nn.Module, Mean | None, Mean | None]:
-    """The network of a recipe at its first step, and the mean and std of its input; fresh weights follow from the seed.
-
-    Raises UserError for arguments that the architecture does not take, and for files of weights as the loaders do.
-    """
-    model = recipe.model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(recipe.seed, "fresh weights"))
-        try:
-            network = ARCHITECTURES[model.architecture](num_classes=num_classes, **model.arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{model.architecture} does not take model.arguments {model.arguments}: {error}."
-            ) from error
-    mean, std = model.mean_std()
-    if model.backbone is not None:
-        found = load_backbone(network, read_checkpoint(fetch(model.backbone)), source=model.backbone)
-        if model.normalisation == "backbone":
-            if found is None:
-                raise UserError(
-                    f"The file '{model.backbone}' holds no mean and std of its input; say "
-                    "model.normalisation=imagenet, none or {mean: [...], std: [...]}."
-                )
-            mean, std = found.mean, found.std
-    if model.checkpoint is not None:
-        state, _ = take_normaliser(read_checkpoint(fetch(model.checkpoint)), network)
-        load_weights(
-            network, state, source=model.checkpoint,
-            advice=lambda there, here: f"train on data of {there} classes, or give a checkpoint of {here}",
-        )  # fmt: skip
-    return network, mean, std
-
-
 def _source(recipe: Recipe, text: str, given: Any) -> Any:
     """The data that were given, or what the recipe says with its {root} filled in."""
     if given is not None and not isinstance(given, str):
         return given
-    if text == "given":
+    if text == GIVEN:
         raise UserError("The data of this training were given as objects; give them again as train_data and so on.")
     if "{root}" not in text:
         return text
@@ -170,7 +138,11 @@ def _same_classes(data: Dataset, validation: Dataset) -> None:
 
 
 def _arguments(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    return {"num_classes": len(data.classes), **recipe.model.arguments}
+    return (
+        {"num_classes": len(data.classes), **recipe.model.arguments}
+        if recipe.model.architecture in ARCHITECTURES
+        else {}
+    )
 
 
 def _description(
@@ -178,17 +150,22 @@ def _description(
 ) -> dict[str, Any]:
     """What run.yaml says."""
     steps = recipe.total_steps(len(data))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     return {
         "robseg_version": version("robseg"),
         "torch_version": str(torch.__version__),
         "steps": steps,
         "epochs": round(steps * recipe.batch_size / len(data), 3),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": parameters,
         "device": _device_name(group.device),
         "processes": group.count,
         "data": _entry(data),
         "validation_data": None if validation is None else _entry(validation),
-        "identity": {"data_ids": _ids(data), "validation_ids": None if validation is None else _ids(validation)},
+        "identity": {
+            "data_ids": _ids(data),
+            "validation_ids": None if validation is None else _ids(validation),
+            "network": f"{type(network).__name__} of {parameters:,} parameters",
+        },
     }
 
 

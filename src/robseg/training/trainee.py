@@ -29,6 +29,7 @@ class Trainee(nn.Module):
     network: any segmentation network. In training mode it may give logits, (logits, auxiliary logits), a mapping with
         "out" and "aux", or DDCATOutputs; in evaluation mode logits, in any form that `robseg.SegmentationModel` reads.
     mean, std: per channel, for images in [0, 1]; None where the network does not want them normalised.
+    output: where its output holds the logits, as of `robseg.SegmentationModel`.
 
     Training mode: images (B, 3, H, W) in [0, 1] to `Outputs`. Evaluation mode: to logits (B, C, H, W).
     """
@@ -37,10 +38,14 @@ class Trainee(nn.Module):
     std: Tensor | None
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        network: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        output: str | int | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.output = network, output
         self.training = network.training
         if (mean is None) != (std is None):
             raise UserError("mean and std of a model's input belong together; give both or neither.")
@@ -52,8 +57,8 @@ class Trainee(nn.Module):
     def forward(self, images: Tensor) -> Outputs | Tensor:
         raw = self.network(self._normalised(images))
         if self.training:
-            return read_outputs(raw, spatial(images))
-        return _sized(find_logits(raw), spatial(images))
+            return read_outputs(raw, spatial(images), self.output)
+        return _sized(find_logits(raw, self.output), spatial(images))
 
     def all_outputs(self, images: Tensor) -> Outputs:
         """`Outputs` whatever the mode, of networks that have `training_outputs`: the published architectures."""
@@ -64,8 +69,11 @@ class Trainee(nn.Module):
         return images if self.mean is None or self.std is None else (images - self.mean) / self.std
 
 
-def read_outputs(raw: Any, size: tuple[int, int]) -> Outputs:
-    """What a network gave in training mode, resized bilinearly to (H, W); UserError where no logits are found."""
+def read_outputs(raw: Any, size: tuple[int, int], output: str | int | None = None) -> Outputs:
+    """What a network gave in training mode, resized bilinearly to (H, W); UserError where no logits are found.
+
+    output: where the logits stand, where that is not found out by itself.
+    """
     if isinstance(raw, DDCATOutputs):
         return Outputs(raw.joined, raw.auxiliary, raw.mask)
     auxiliary: Any = None
@@ -73,7 +81,7 @@ def read_outputs(raw: Any, size: tuple[int, int]) -> Outputs:
         auxiliary = raw.get("aux")
     elif isinstance(raw, (tuple, list)) and len(raw) == 2:
         auxiliary = raw[1]
-    logits = find_logits(raw)
+    logits = find_logits(raw, output)
     fits = isinstance(auxiliary, Tensor) and auxiliary.dim() == 4 and auxiliary.shape[1] == logits.shape[1]
     return Outputs(_sized(logits, size), _sized(auxiliary, size) if fits else None)
 
