@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robseg.models.convnext import ConvNeXt
 from robseg.models.ddcat import DDCATOutputs
 from robseg.models.dilated import PyramidPooling
+from robseg.models.dropout import Dropout2d
 from robseg.models.layers import resize, spatial
 from robseg.models.upernet import FCNHead, UPerHead, UPerNet
 
@@ -30,7 +31,7 @@ class _Residual(nn.Module):
 
 
 def _classifier(inner: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(*_conv(inner, 48), nn.Dropout2d(0.1), nn.Conv2d(48, classes, 1))
+    return nn.Sequential(*_conv(inner, 48), Dropout2d(0.1), nn.Conv2d(48, classes, 1))
 
 
 class SmallPSPNet(nn.Module):
@@ -73,6 +74,16 @@ class SmallPSPNet(nn.Module):
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         stage3 = self.layer3(self.layer2(self.layer1(self.layer0(2 * images - 1))))
         return stage3, self.ppm(self.layer4(stage3))
+
+
+def small_pspnet(num_classes: int) -> SmallPSPNet:
+    """For recipes: small_networks:small_pspnet."""
+    return SmallPSPNet(num_classes)
+
+
+def small_pspnet_ddcat(num_classes: int) -> SmallPSPNet:
+    """The same with DDC-AT's branches."""
+    return SmallPSPNet(num_classes, branches=True)
 
 
 def small_convnext() -> ConvNeXt:
