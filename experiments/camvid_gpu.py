@@ -16,14 +16,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from training_loop import keep, percent, table
+from tables import draw, keep, percent, table
 
 import robseg
 from robseg.records.training_run import read_metrics
-from robseg.training.train import train
 
-RESULTS = Path(__file__).parent / "results"
 RADII = (4.0, 8.0)
 
 
@@ -31,9 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="the folder of CamVid")
     parser.add_argument("--backbone", help="weights of an ImageNet classifier: a file, a URL or hf:OWNER/NAME/FILE")
-    parser.add_argument(
-        "--normalisation", default="none", help="of the input the backbone wants: none, imagenet, backbone"
-    )
+    parser.add_argument("--normalisation", default="own", help="of the input the backbone wants: own, none, imagenet")
     parser.add_argument("--attack-steps", type=int, nargs="+", default=[2, 5])
     parser.add_argument("--epochs", type=float, default=60)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -68,7 +63,7 @@ def run(attack_steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
     on_gpu = arguments.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    train(recipe, out=folder, device=arguments.device)
+    robseg.train(recipe, out=folder, device=arguments.device)
     memory = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
     speeds = [line["images_per_s"] for line in read_metrics(folder) if "images_per_s" in line]
     result = robseg.evaluate(
@@ -84,13 +79,18 @@ def run(attack_steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def scores(one: dict[str, Any]) -> list[list[float | None]]:
+    """(aAcc, mIoU) clean and in the worst case at each radius."""
+    return [one["clean"], *one["sea"].values()]
+
+
 def report(found: dict[int, dict[str, Any]], arguments: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else arguments.device
     rows = [
         [
             f"AT, {steps} steps", f"{one['images_per_s']:.1f}",
             "–" if one["memory_gib"] is None else f"{one['memory_gib']:.1f}",
-            *(" / ".join(percent(value) for value in pair) for pair in (one["clean"], *one["sea"].values())),
+            *(" / ".join(percent([value]) for value in pair) for pair in scores(one)),
         ]
         for steps, one in found.items()
     ]  # fmt: skip
@@ -100,16 +100,12 @@ def report(found: dict[int, dict[str, Any]], arguments: argparse.Namespace) -> N
         f"{arguments.batch_size}, {arguments.precision}, from {arguments.backbone or 'fresh weights'}; {device}; SEA "
         f"with {arguments.sea_steps} steps on {next(iter(found.values()))['images']} images.\n\n" + table(header, rows)
     )
-    keep(RESULTS / "camvid-gpu", text, {"epochs": arguments.epochs, "device": device, "found": found})
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for (steps, one), marker in zip(found.items(), "osD^vP", strict=False):
-        values = [one["clean"][1], *(pair[1] for pair in one["sea"].values())]
-        axes.plot([0, *RADII], [100 * (value or 0) for value in values], marker=marker, label=f"AT, {steps} steps")
-    axes.set(xlabel="radius of SEA (n/255)", ylabel="mIoU in %", ylim=(0, 100), xticks=[0, *RADII])
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / "camvid-gpu.svg", metadata={"Date": None})
+    keep("camvid-gpu", text, {"epochs": arguments.epochs, "device": device, "found": found})
+    curves = {
+        f"AT, {steps} steps": [(eps, [pair[1]]) for eps, pair in zip((0.0, *RADII), scores(one), strict=True)]
+        for steps, one in found.items()
+    }
+    draw("camvid-gpu", curves, x="radius of SEA (n/255)", y="mIoU in %")
 
 
 if __name__ == "__main__":

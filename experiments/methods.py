@@ -109,10 +109,10 @@ def report(found: dict[str, dict[int, Any]], name: str, arguments: argparse.Name
         cells = [f"{percent([p[0] for p in pairs])} / {percent([p[1] for p in pairs])}" for pairs in columns]
         seconds = sum(one["training_s"] for one in runs.values()) / len(runs)
         rows.append([METHODS[method], *cells, f"{seconds:.0f}"])
-    seeds = ", ".join(map(str, arguments.seeds))
+    seeds, data = ", ".join(map(str, arguments.seeds)), "CamVid" if arguments.camvid else "shapes"
     text = (
         f"aAcc / mIoU in % of a small PSPNet after {arguments.steps} steps of {arguments.batch_size} images on "
-        f"{'CamVid' if arguments.camvid else 'shapes'}, trained with 3 steps of {eps / 3:.3g}/255 within {eps:.3g}/255; "
+        f"{data}, trained with 3 steps of {eps / 3:.3g}/255 within {eps:.3g}/255; "
         f"{arguments.images} validation images, SEA with {arguments.sea_steps} steps; seeds {seeds}, mean ± standard "
         "deviation.\n\n" + table(header, rows)
     )

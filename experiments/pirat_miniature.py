@@ -5,42 +5,38 @@
 Two small ConvNeXts with convolutional stem are pre-trained on a classification task made of the embedded data set:
 crops labelled by the class of most of their pixels. One is trained plainly, the other adversarially, both for the same
 number of steps. From each, and from fresh weights, a UPerNet is fine-tuned with the same adversarial training for
-several budgets, every budget with a schedule of its own (arXiv 2306.12941, section 4). Expected: the robust start
-reaches the robustness of the plain one in a fraction of the steps (published: up to six times fewer).
+several budgets, every budget with a schedule of its own (arXiv 2306.12941). Expected: the robust start reaches the
+robustness of the plain one in a fraction of the steps (published: up to six times fewer).
 
-Writes experiments/results/pirat-miniature.md, .json and .svg in about ten minutes on one core.
+Everything is kept below --out, where the same command goes on; runs of other seeds may go on beside it. Writes
+experiments/results/pirat-miniature.md, .json and .svg. One seed takes about ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from small_networks import Classifier, SmallUPerNet, small_convnext
+from tables import draw, keep, percent, table
 from torch import Tensor, nn
-from training_loop import keep, percent, table, train
 
 import robseg
 from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.sets.shapes import Shapes
-from robseg.models.convnext import ConvNeXt
 from robseg.seeding import derived_seed
 from robseg.training.inner_attack import AttackSettings, perturb
-from robseg.training.methods import MethodSettings
 from robseg.training.schedule import Schedule
 
-RESULTS = Path(__file__).parent / "results"
 EPS = 4.0
 PRETRAINING = AttackSettings("pgd", eps=EPS, alpha=2.0, steps=2, random_start=True)
-FINE_TUNING = AttackSettings("pgd", eps=EPS, alpha=2.55, steps=2, random_start=False)
 CROP = 32
 STARTS = {"robust": "robust backbone (PIR-AT)", "plain": "plain backbone (AT)", "fresh": "fresh weights (AT)"}
 
@@ -76,8 +72,8 @@ def crops(data: Dataset, seed: int, per_image: int = 6) -> Crops:
     return Crops(torch.stack(images), torch.tensor(classes))
 
 
-def pretrain(task: Crops, num_classes: int, *, robust: bool, steps: int, seed: int) -> tuple[ConvNeXt, float]:
-    """A backbone trained on the task, and the last losses' mean. Robust: on PGD images of the pooled classifier."""
+def pretrain(task: Crops, num_classes: int, *, robust: bool, steps: int, seed: int) -> dict[str, Tensor]:
+    """The weights of a backbone trained on the task. Robust: on PGD images of the pooled classifier."""
     torch.manual_seed(seed)
     network = Classifier(small_convnext(), num_classes)
     as_map = _AsMap(network)
@@ -102,8 +98,8 @@ def pretrain(task: Crops, num_classes: int, *, robust: bool, steps: int, seed: i
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    network.eval()
-    return network.backbone, sum(losses[-50:]) / len(losses[-50:])
+    print(f"{'robust' if robust else 'plain'} backbone: loss {sum(losses[-50:]) / len(losses[-50:]):.3f}", flush=True)
+    return network.backbone.state_dict()
 
 
 class _AsMap(nn.Module):
@@ -124,41 +120,58 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 400, 800])
     parser.add_argument("--images", type=int, default=48, help="images that are judged")
     parser.add_argument("--sea-steps", type=int, default=20, help="steps of each of the attacks of SEA")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments/pirat"))
     arguments = parser.parse_args()
-    data = Shapes(512, split="train")
-    task = crops(data, arguments.seed)
-    shares = torch.bincount(task.classes).tolist()
-    print(f"{len(task.images)} crops, per class {shares}", flush=True)
-    backbones: dict[str, dict[str, Tensor] | None] = {"fresh": None}
-    spent, losses = {"fresh": 0.0}, {}
-    for start in ("plain", "robust"):
-        before = time.process_time()
-        backbone, losses[start] = pretrain(
-            task, len(data.classes), robust=start == "robust", steps=arguments.pretraining_steps, seed=arguments.seed
-        )
-        backbones[start], spent[start] = backbone.state_dict(), time.process_time() - before
-        print(f"{start} backbone: loss {losses[start]:.3f}, {spent[start]:.0f} s CPU", flush=True)
+    report({seed: run(seed, arguments) for seed in arguments.seeds}, arguments)
+
+
+def run(seed: int, arguments: argparse.Namespace) -> dict[str, dict[int, dict[str, float | None]]]:
+    """Of every start and budget: mIoU clean and in the worst case of SEA, aAcc there."""
+    data, out = Shapes(512, split="train"), arguments.out / f"seed-{seed}"
     found: dict[str, dict[int, dict[str, float | None]]] = {start: {} for start in STARTS}
-    for budget in arguments.budgets:
-        for start in STARTS:
-            torch.manual_seed(arguments.seed)
-            network = SmallUPerNet(len(data.classes))
-            if (weights := backbones[start]) is not None:
-                network.backbone.load_state_dict(weights)
-            train(network, data, MethodSettings("at", FINE_TUNING), steps=budget, lr=1e-3, weight_decay=1e-2,
-                  seed=arguments.seed)  # fmt: skip
-            found[start][budget] = judge(network, data, arguments)
-            print(start, budget, found[start][budget], flush=True)
-    report(found, losses, arguments)
+    for start in STARTS:
+        weights = None if start == "fresh" else backbone(data, start, seed, arguments.pretraining_steps, out)
+        for budget in arguments.budgets:
+            folder = out / f"{start}-{budget}"
+            fine_tune(weights, data, budget, seed, folder)
+            found[start][budget] = judge(folder, data, arguments)
+            print(f"seed {seed}, {start}, {budget} steps: {found[start][budget]}", flush=True)
+    return found
 
 
-def judge(network: nn.Module, data: Dataset, arguments: argparse.Namespace) -> dict[str, float | None]:
-    with tempfile.TemporaryDirectory() as folder:
-        result = robseg.evaluate(
-            network, f"shapes?split=val&count={arguments.images}", eps=EPS, steps=arguments.sea_steps, out=folder,
-            train_data=data, device="cpu", progress=False,
-        )  # fmt: skip
+def backbone(data: Shapes, start: str, seed: int, steps: int, out: Path) -> dict[str, Tensor]:
+    """The pre-trained weights, from their file where they were made before."""
+    file = out / f"{start}-backbone.safetensors"
+    if not file.is_file():
+        weights = pretrain(crops(data, seed), len(data.classes), robust=start == "robust", steps=steps, seed=seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in weights.items()}, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").rename(file)
+    return load_file(file)
+
+
+def fine_tune(weights: dict[str, Tensor] | None, data: Shapes, steps: int, seed: int, folder: Path) -> None:
+    """Adversarial training of a UPerNet from a backbone, the same for all."""
+    torch.manual_seed(seed)
+    network = SmallUPerNet(len(data.classes))
+    if weights is not None:
+        network.backbone.load_state_dict(weights)
+    recipe: dict[str, Any] = {
+        "name": "pirat-miniature", "data": {"train": "given"}, "model": {"architecture": "given"},
+        "augmentation": {"crop": 64}, "method": "at", "attack": {"eps": EPS, "alpha": 2.55, "steps": 2},
+        "optimiser": {"lr": 1e-3, "weight_decay": 1e-2}, "schedule": {"warmup": 0.1, "power": 0.9}, "steps": steps,
+        "batch_size": 8, "seed": seed, "validation": {"times": 0},
+    }  # fmt: skip
+    robseg.train(recipe, network=network, train_data=data, out=folder / "training", device="cpu", progress=False)
+
+
+def judge(folder: Path, data: Shapes, arguments: argparse.Namespace) -> dict[str, float | None]:
+    result = robseg.evaluate(
+        "small_networks:SmallUPerNet", f"shapes?split=val&count={arguments.images}", eps=EPS,
+        steps=arguments.sea_steps, checkpoint=str(folder / "training"), out=folder / "sea", train_data=data,
+        device="cpu", progress=False,
+    )  # fmt: skip
     worst = result.at(EPS).worst_case
     return {"clean": result.clean.miou, "robust": worst.miou, "robust_aacc": worst.aacc}
 
@@ -174,52 +187,48 @@ def steps_to_reach(curve: dict[int, float], level: float) -> float | None:
     return None
 
 
-def ratios(found: dict[str, dict[int, dict[str, Any]]]) -> list[tuple[int, float, float | None]]:
-    """For each budget of the plain start: (budget, its robust mIoU, steps the robust start takes to reach that)."""
-    robust = {steps: values["robust"] or 0.0 for steps, values in found["robust"].items()}
-    return [
-        (steps, values["robust"] or 0.0, steps_to_reach(robust, values["robust"] or 0.0))
-        for steps, values in found["plain"].items()
-    ]
+def curve(runs: dict[int, Any], start: str) -> dict[int, float]:
+    """{budget: robust mIoU}, the mean over the seeds."""
+    budgets = next(iter(runs.values()))[start]
+    return {budget: fmean(one[start][budget]["robust"] or 0.0 for one in runs.values()) for budget in budgets}
 
 
-def _row(steps: int, level: float, needed: float | None, smallest: int) -> list[Any]:
+def ratio_row(budget: int, level: float, robust: dict[int, float]) -> list[Any]:
+    """For a budget of another start: its robust mIoU, the steps the robust start takes to that, and their ratio."""
+    needed = steps_to_reach(robust, level)
     if needed is None:
-        return [steps, percent(level), "never", "–"]
-    at_most, at_least = ("at most ", "≥ ") if needed <= smallest else ("", "")
-    return [steps, percent(level), f"{at_most}{needed:.0f}", f"{at_least}{steps / needed:.1f}"]
+        return [budget, percent([level]), "never", "–"]
+    at_most, at_least = ("at most ", "≥ ") if needed <= min(robust) else ("", "")
+    return [budget, percent([level]), f"{at_most}{needed:.0f}", f"{at_least}{budget / needed:.1f}"]
 
 
-def report(found: dict[str, Any], losses: dict[str, float], arguments: argparse.Namespace) -> None:
+def report(runs: dict[int, Any], arguments: argparse.Namespace) -> None:
+    def values(start: str, budget: int, key: str) -> list[float | None]:
+        return [one[start][budget][key] for one in runs.values()]
+
     rows = [
-        [budget, *(" / ".join(percent(found[start][budget][key]) for key in ("clean", "robust")) for start in STARTS)]
+        [budget, *(" / ".join(percent(values(start, budget, key)) for key in ("clean", "robust")) for start in STARTS)]
         for budget in arguments.budgets
     ]
-    reached = [_row(*one, smallest=min(arguments.budgets)) for one in ratios(found)]
+    robust = curve(runs, "robust")
     text = (
         f"mIoU in % clean / in the worst case of SEA ({arguments.sea_steps} steps) at {EPS:g}/255 on "
         f"{arguments.images} images, after so many steps of the same adversarial training; backbones of "
-        f"{arguments.pretraining_steps} steps, seed {arguments.seed}.\n\n"
+        f"{arguments.pretraining_steps} steps; seeds {', '.join(map(str, runs))}, mean ± standard deviation.\n\n"
         + table(["steps", *STARTS.values()], rows)
-        + "\nSteps that the robust start takes to the robust mIoU of the plain one.\n\n"
-        + table(["plain start, steps", "robust mIoU", "robust start, steps", "ratio"], reached)
     )
-    keep(
-        RESULTS / "pirat-miniature", text, {"arguments": vars(arguments), "pretraining_losses": losses, "found": found}
-    )
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for (start, label), marker in zip(STARTS.items(), "so^", strict=True):
-        axes.plot(
-            arguments.budgets, [100 * (found[start][b]["robust"] or 0) for b in arguments.budgets],
-            marker=marker, label=label,
-        )  # fmt: skip
-    axes.set(xlabel="steps of adversarial training", ylabel=f"mIoU under SEA at {EPS:g}/255 in %", xscale="log")
-    axes.set_xticks(arguments.budgets, [str(budget) for budget in arguments.budgets], minor=False)
-    axes.minorticks_off()
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig((RESULTS / "pirat-miniature").with_suffix(".svg"), metadata={"Date": None})
+    for start in ("plain", "fresh"):
+        reached = [ratio_row(budget, level, robust) for budget, level in curve(runs, start).items()]
+        header = [f"{STARTS[start]}, steps", "robust mIoU", "robust backbone, steps", "ratio"]
+        text += f"\nSteps that the robust backbone takes to the mean robust mIoU of: {STARTS[start]}.\n\n"
+        text += table(header, reached)
+    said = {key: value for key, value in vars(arguments).items() if key != "out"}
+    keep("pirat-miniature", text, {"arguments": said, "found": runs})
+    curves = {
+        label: [(float(budget), values(start, budget, "robust")) for budget in arguments.budgets]
+        for start, label in STARTS.items()
+    }
+    draw("pirat-miniature", curves, x="steps of adversarial training", y="mIoU under SEA in %", log=True)
 
 
 if __name__ == "__main__":
