@@ -16,6 +16,7 @@ from robseg.attacks.objectives import is_right
 from robseg.data.base import IGNORE_INDEX, Dataset
 from robseg.data.loader import Batch, training_batches
 from robseg.evaluation.progress import Listener, stages
+from robseg.models.sliding import with_window
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.training_run import BEST
 from robseg.seeding import derived_seed
@@ -220,9 +221,10 @@ def _validate(run: Run) -> None:
     recipe, settings = run.recipe, run.recipe.validation
     run.group.share_buffers(judged(run))
     mean, std = run.model.normalisation()
-    model = SegmentationModel(judged(run), mean=mean, std=std, output=run.model.output, precision=recipe.precision).to(
-        run.group.device
-    )
+    model = SegmentationModel(judged(run), mean=mean, std=std, output=run.model.output, precision=recipe.precision)
+    if settings.window is not None:
+        model = with_window(model, settings.window)
+    model.to(run.group.device)
     run.shown.begin("validating", len(run.validation))
     try:
         found, pictures = validate(

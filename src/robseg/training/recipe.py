@@ -138,6 +138,8 @@ class ValidationSettings(_Section):
     attack: by name as for `robseg evaluate --attack`, null for clean images alone; eps: its radius in n/255.
     criterion: what the best model is best in; null: attacked.miou, of clean training and without attack clean.miou.
     batch_size: images at once in each process. samples: how many are kept as pictures.
+    window: predict over sliding windows of so many pixels with stride 2/3, as `robseg evaluate --window`; null: over
+    whole images.
     """
 
     times: int = Field(default=10, ge=0)
@@ -146,6 +148,7 @@ class ValidationSettings(_Section):
     criterion: Criterion | None = None
     batch_size: Count = 8
     samples: int = Field(default=4, ge=0)
+    window: Count | None = None
 
     def config(self) -> AttackConfig | None:
         """The attack; UserError for an unknown one or several."""
