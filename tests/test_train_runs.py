@@ -21,6 +21,7 @@ import robseg
 from robseg.cli import main
 from robseg.data.loader import training_batches
 from robseg.errors import UserError
+from robseg.records.files import only_user, whole_file
 from robseg.records.training_run import read_metrics
 from robseg.training import loop
 from robseg.training.checkpoints import checkpoints, read_checkpoint, write_checkpoint
@@ -71,13 +72,13 @@ def killed_in_step(folder: Path, step: int, **changes: Any) -> None:
             raise Killed
         return original(run, *arguments)
 
-    original = loop._step
-    loop._step = dies
+    original = loop.update
+    loop.update = dies
     try:
         with pytest.raises(Killed):
             train(folder, **changes)
     finally:
-        loop._step = original
+        loop.update = original
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4, 9])
@@ -154,7 +155,7 @@ def test_killed_at_random_points_again_and_again(tmp_path: Path, whole: Path) ->
 
 def test_sigterm_writes_a_state_and_leaves(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, exits, step in ((signal.SIGTERM, SystemExit, 2), (signal.SIGINT, KeyboardInterrupt, 5)):
-        original = loop._step
+        original = loop.update
 
         def signalled(run: Any, *arguments: Any, at: int = step, number: int = number, original: Any = original) -> Any:
             if run.step == at:
@@ -162,10 +163,10 @@ def test_sigterm_writes_a_state_and_leaves(tmp_path: Path, whole: Path, monkeypa
             return original(run, *arguments)
 
         handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-        monkeypatch.setattr(loop, "_step", signalled)
+        monkeypatch.setattr(loop, "update", signalled)
         with pytest.raises(exits) as left:
             train(tmp_path, checkpoint_minutes=60)
-        monkeypatch.setattr(loop, "_step", original)
+        monkeypatch.setattr(loop, "update", original)
         # The step in which it came is finished, and nothing after it is begun.
         assert checkpoints(tmp_path / "checkpoints")[-1][0] == step + 1
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -248,9 +249,41 @@ def test_when_all_states_are_damaged_nothing_is_thrown_away(tmp_path: Path) -> N
     assert len(checkpoints(tmp_path / "checkpoints")) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here, a disk that is always full")
+def test_a_full_disk_is_one_sentence_whatever_torch_makes_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    (tmp_path / f".{file.name}.{os.getpid()}.part").symlink_to("/dev/full")
+    words = r"No space is left on the disk while writing .*state\.pt"
+    with pytest.raises(UserError, match=words), whole_file(file) as temporary, temporary.open("wb") as opened:
+        torch.save({"weights": torch.zeros(100_000)}, opened)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_process_works_in_a_folder(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, steps=2)
+    with only_user(folder), pytest.raises(UserError, match="Another process works in"):
+        train(folder, steps=2)
+    with only_user(tmp_path / "sea"), pytest.raises(UserError, match="Another process works in"):
+        robseg.evaluate(str(whole), "shapes?count=2", out=tmp_path / "sea", device="cpu", progress=False)
+    train(folder, steps=2)
+
+
+def test_a_model_whose_states_are_gone_is_not_overwritten(tmp_path: Path) -> None:
+    train(tmp_path, steps=2)
+    before = weights(tmp_path)
+    for state in (tmp_path / "checkpoints").iterdir():
+        state.unlink()
+    for steps in (2, 3):
+        with pytest.raises(UserError, match="holds the model of a training, and no state"):
+            train(tmp_path, steps=steps)
+    assert same(weights(tmp_path), before)
+    assert len(read_metrics(tmp_path)) > 2
+
+
 def test_states_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(content: Any, path: Path) -> None:
-        path.write_bytes(b"half")
+    def half(content: Any, file: Any) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     for step in (1, 2, 3):
@@ -305,9 +338,10 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}",
-        "-m", "robseg", "train", *arguments, "--device", "cpu",
+        "-m", "robseg", "train", *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 

@@ -209,7 +209,7 @@ def test_pieces_of_a_batch_add_up_to_its_gradient() -> None:
         assert distance(results[2], results[0]) < 1e-4
 
 
-def test_ignored_pixels_change_nothing_and_a_batch_without_counted_pixels_is_no_nan() -> None:
+def test_ignored_pixels_change_nothing() -> None:
     samples = list(Shapes(count=2, size=32, split="train"))
     trained = []
     settings = load_recipe(recipe(steps=3, batch_size=2, augmentation={"flip": False}))
@@ -226,8 +226,25 @@ def test_ignored_pixels_change_nothing_and_a_batch_without_counted_pixels_is_no_
         fit(network, SampleList(painted, Shapes().classes), settings)
         trained.append(network.weight.detach())
     assert torch.equal(trained[0], trained[1])
-    void = SampleList([(s.image, torch.full_like(s.label, IGNORE_INDEX), s.id) for s in samples], Shapes().classes)
-    assert fit(fresh(), void, settings).loss == 0
+
+
+def test_a_batch_without_counted_pixels_has_loss_0_and_data_without_any_are_refused(tmp_path: Path) -> None:
+    samples = list(Shapes(count=3, size=32, split="train"))
+    void = [(s.image, torch.full_like(s.label, IGNORE_INDEX), s.id) for s in samples]
+    mixed = [void[0], void[1], (samples[2].image, samples[2].label, samples[2].id)]
+    settings = recipe(steps=3, batch_size=1)
+    robseg.train(settings, train_data=mixed, classes=6, out=tmp_path / "mixed", device="cpu", progress=False)
+    losses = [line["loss"] for line in steps_of(tmp_path / "mixed")]
+    assert losses.count(0) == 2
+    assert max(losses) > 1
+    for changes in ({}, {"attack": {"objective": "mce-bal"}}):
+        with pytest.raises(UserError, match="labelled pixel"):
+            fit(fresh(), SampleList(void, Shapes().classes), load_recipe(recipe(steps=9, **changes)))
+    with pytest.raises(UserError, match=r"validation data.*labelled pixel"):
+        robseg.train(
+            recipe(steps=1, validation={"times": 1}), validation_data=void, classes=6, out=tmp_path / "val",
+            device="cpu", progress=False,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from robseg.data.samples import SampleList, check_dataset, check_sample, sample_
 from robseg.data.sets.ade20k import open_ade20k
 from robseg.data.sets.camvid import open_camvid
 from robseg.data.sets.cityscapes import open_cityscapes
-from robseg.data.sets.folder import open_folder
+from robseg.data.sets.folder import CLASSES_FILE, open_folder
 from robseg.data.sets.listed import open_list
 from robseg.data.sets.sbd import open_sbd
 from robseg.data.sets.shapes import Shapes, open_shapes
@@ -53,12 +53,17 @@ DATASETS: dict[str, Callable[[str | None, dict[str, str]], Dataset]] = {
 """{name: function of the root and the options}. A new data set is a function here."""
 
 
-def open_data(text: str) -> Dataset:
+NAMELESS = ("folder", "list")
+"""Sets whose classes may be known by their number alone."""
+
+
+def open_data(text: str, num_classes: int | None = None) -> Dataset:
     """Open the data set that NAME[:ROOT][?key=value&...] names, such as 'camvid:CamVid?split=val'.
 
     The names are those of `DATASETS`; the options are the set's own and those of `robseg.data.protocols`. Nothing is
-    decoded. Raises UserError for an unknown name or option, for a root that is missing or does not hold such a set,
-    and for files of it that cannot be paired.
+    decoded. num_classes: of sets that do not say it.
+    Raises UserError for an unknown name or option, for a root that is missing or does not hold such a set, and for
+    files of it that cannot be paired.
     """
     spec = parse_spec(text)
     if spec.name not in DATASETS:
@@ -70,6 +75,9 @@ def open_data(text: str) -> Dataset:
         raise unknown_name("data set", spec.name, DATASETS)
     protocol = read_protocol(spec.name, spec.options)
     own = {key: value for key, value in spec.options.items() if key not in PROTOCOL_OPTIONS}
+    nameless = spec.name in NAMELESS and spec.root and not (Path(spec.root).expanduser() / CLASSES_FILE).is_file()
+    if nameless and num_classes is not None:
+        own.setdefault("classes", str(num_classes))
     dataset = DATASETS[spec.name](spec.root, own)
     if isinstance(dataset, PairSet):
         refuse_faults(dataset)
@@ -85,7 +93,8 @@ def as_dataset(
     data: a Dataset, a text for `open_data`, or any sequence of (image, label, id), a list as well as an object with
         `__len__` and `__getitem__`; images (3, H, W) floating point in [0, 1], labels (H, W) of integers. The samples
         are checked as they are asked for; ids are read at once, by going through the sequence unless it has `ids`.
-    num_classes, class_names: one of them is needed for a sequence; otherwise they must agree with the set.
+    num_classes, class_names: one of them is needed for a sequence, and for a folder without a list of classes;
+        otherwise they must agree with the set.
     Raises UserError for anything else, ids that are not unique, and more than 255 classes.
     """
     if num_classes is not None and class_names is not None and num_classes != len(class_names):
@@ -93,7 +102,7 @@ def as_dataset(
     if class_names is not None:
         num_classes = len(class_names)
     if isinstance(data, str):
-        dataset = open_data(data)
+        dataset = open_data(data, num_classes)
     elif isinstance(data, Dataset):
         dataset = data
     else:

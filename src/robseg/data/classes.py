@@ -28,6 +28,11 @@ def numbered_classes(count: int, source: str) -> ClassList:
     return named_classes([f"class {index}" for index in range(count)], source)
 
 
+def is_numbered(classes: ClassList) -> bool:
+    """Whether the classes have no names but those of `numbered_classes`."""
+    return classes.names == tuple(f"class {index}" for index in range(len(classes)))
+
+
 def check_count(count: int, source: str) -> None:
     """Raise UserError unless there are 1 to 255 classes: label 255 is kept for ignored pixels."""
     if not 1 <= count <= IGNORE_INDEX:

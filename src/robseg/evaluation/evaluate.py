@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ def evaluate(
     UserError, one sentence, for what the caller can mend.
     """
     processes = join_processes(device)
-    with stages(progress if processes.rank == 0 else False) as shown:
+    with ExitStack() as until_done, stages(progress if processes.rank == 0 else False) as shown:
         job = prepare(
             model, data, train_data, processes, shown, out, precision,
             {
@@ -85,6 +85,7 @@ def evaluate(
                 "seed": seed, "save_images": save_images, "window": window, "long_side": long_side,
                 "mean": mean, "std": std, "batch_size": batch_size,
             },
+            until_done,
         )  # fmt: skip
         with _float32_arithmetic(tf32=job.settings.precision == "tf32"):
             warnings = _probe(job)

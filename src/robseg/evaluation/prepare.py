@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from robseg.evaluation.survey import Survey, model_fingerprint, survey
 from robseg.loading.model_source import open_model
 from robseg.models.sliding import with_window
 from robseg.models.wrapper import Precision, SegmentationModel
+from robseg.records.files import only_user
 from robseg.records.result import ClassWeights, ModelEntry
 from robseg.records.run_folder import RunFolder
 from robseg.records.settings import Settings, make_settings
@@ -53,8 +55,11 @@ def prepare(
     out: str | Path | None,
     precision: Precision | None,
     values: dict[str, Any],
+    until_done: ExitStack,
 ) -> Job:
     """Check what `robseg.evaluate` was given (`values`: the other settings), and begin or go on with its run folder.
+
+    until_done: keeps the folder from other processes until it is closed.
 
     Raises UserError, one sentence, for what does not fit; nothing is written before everything was checked.
     """
@@ -64,7 +69,7 @@ def prepare(
         train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
         precision=precision or own, device=processes.device.type, **values,
     )  # fmt: skip
-    dataset = as_dataset(_with_classes(data, settings.classes), settings.classes)
+    dataset = as_dataset(data, settings.classes)
     if settings.limit is not None:
         dataset = take(dataset, settings.limit)
     wrapped = _wrap(model, settings, len(dataset.classes))
@@ -91,6 +96,7 @@ def prepare(
     path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
     folder = RunFolder(path, len(dataset.classes), processes.rank)
     if processes.rank == 0:
+        until_done.enter_context(only_user(path))
         identity = {
             "robseg_version": version("robseg"),
             "model_sha256": model_entry.sha256,
@@ -105,13 +111,6 @@ def prepare(
 def _title(model: nn.Module) -> str:
     inner = model.network if isinstance(model, SegmentationModel) else model
     return type(inner).__name__
-
-
-def _with_classes(data: Any, classes: int | None) -> Any:
-    """A folder set without a class list takes the number of classes from --classes."""
-    if isinstance(data, str) and classes is not None and data.partition(":")[0] == "folder" and "classes=" not in data:
-        return f"{data}{'&' if '?' in data else '?'}classes={classes}"
-    return data
 
 
 def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> SegmentationModel:
@@ -137,7 +136,7 @@ def _class_weights(
         return None, None
     pixels, source = surveyed.class_pixels, "evaluated labels"
     if train_data is not None:
-        train = as_dataset(_with_classes(train_data, settings.classes), settings.classes)
+        train = as_dataset(train_data, settings.classes)
         if len(train.classes) != len(dataset.classes):
             raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
         shown.begin("counting training labels", len(train))

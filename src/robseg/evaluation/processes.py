@@ -25,12 +25,19 @@ def join_processes(device: str) -> Processes:
     """This process among those that `accelerate launch`, torchrun or SLURM started; alone where none did.
 
     device: "auto" (this process's GPU, else the CPU) or a torch device such as "cpu" and "cuda:1".
-    Raises UserError for a device that is none or not there.
+    Raises UserError for a device that is none or not there, and where the processes do not find each other.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")
+        # Told to look for devices, it takes each process for the only one where there are none.
+        state = PartialState(cpu=device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
+        if state.num_processes != started:
+            raise UserError(
+                f"{started} processes were started, but this one found {state.num_processes}; on a machine without "
+                "GPUs give --device cpu."
+            )
         chosen = state.device if device in ("auto", "cpu") else find_device(device)
         return Processes(state.process_index, state.num_processes, chosen, state.wait_for_everyone)
     return Processes(0, 1, find_device(device), lambda: None)

@@ -112,7 +112,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     _replace_together(
         {
-            folder / WEIGHTS: lambda path: safetensors.torch.save_file(weights, path),
+            # Not by safetensors itself, whose errors are its own when the disk is full.
+            folder / WEIGHTS: lambda path: path.write_bytes(safetensors.torch.save(weights)),
             folder / DESCRIPTION: lambda path: path.write_text(text, encoding="utf-8"),
         }
     )

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from robseg.errors import UserError
+
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG, errno.ENOENT
+)  # fmt: skip
+
+LOCK = ".lock"
+"""The file in a run's folder by which the process that works there is known to others."""
 
 
 @contextmanager
@@ -16,17 +25,48 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, missing permission or a file in the way into a UserError that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        if _full(error):
             raise UserError(
                 f"No space is left on the disk while writing {path}; free some and give the same command again: "
                 "it goes on where it stopped."
             ) from error
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or (
-            error.errno == errno.EROFS
-        ):
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with --out.") from error
         raise
+
+
+def _full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: torch.save stumbles over its own tail, and raises that instead."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def only_user(folder: Path) -> Iterator[None]:
+    """Inside the block no other process may work in the folder; UserError where one does. It is made where absent.
+
+    The lock goes with the process, however that ends, and is none on file systems that have no locks.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Where the file system has no locks, a file in place of one would stay behind when the process is killed.
+        lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"Another process works in {folder}; wait for it or end it, or choose another --out."
+            ) from None
+        except NotImplementedError:
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from robseg.errors import UserError
 from robseg.metrics.counts import Counts
-from robseg.records.files import disk_errors, whole_file, write_text
+from robseg.records.files import LOCK, disk_errors, whole_file, write_text
 from robseg.records.settings import first_difference
 
 FORMAT = 1
@@ -86,9 +86,9 @@ class RunFolder:
             self._mend_torn_lines()
             return True
         with disk_errors(self.path):
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise UserError(f"{self.path} is not empty and holds no robseg run; choose another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
+            if any(path.name != LOCK for path in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no robseg run; choose another --out.")
         write_text(file, yaml.safe_dump({"format": FORMAT, **description}, sort_keys=False))
         return False
 

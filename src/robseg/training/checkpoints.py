@@ -24,8 +24,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     # What a process left that was killed while it wrote.
     for torn in folder.glob(".step-*.part"):
         torn.unlink(missing_ok=True)
-    with whole_file(path) as temporary:
-        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+    # Into an open file: a path is written by C++, whose errors do not say that the disk is full.
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "step": step, **state}, file)
     for _, old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robseg.attacks.objectives import is_right
-from robseg.data.base import IGNORE_INDEX, Dataset
+from robseg.data.base import Dataset
 from robseg.data.loader import Batch, training_batches
+from robseg.errors import UserError
 from robseg.evaluation.progress import Listener, stages
-from robseg.models.sliding import with_window
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.training_run import BEST
-from robseg.seeding import derived_seed
 from robseg.training.batch_norm import share_batch_norm
 from robseg.training.ema import averaged
-from robseg.training.methods import MethodSettings, training_step
+from robseg.training.faults import loader_faults
 from robseg.training.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder
-from robseg.training.schedule import Schedule, eps_share
+from robseg.training.schedule import Schedule
 from robseg.training.setup import (
     arithmetic,
-    autocast,
     check_outputs,
     make_optimiser,
     objective_weights,
@@ -37,11 +33,12 @@ from robseg.training.setup import (
 )
 from robseg.training.state import (
     Run,
+    check_validation,
     diverged,
     judged,
+    judged_model,
     leave,
     record,
-    refuse_non_finite,
     restore,
     save_model,
     write_state,
@@ -50,7 +47,8 @@ from robseg.training.stopping import deaf_children, stop_on_signals
 from robseg.training.tensorboard import Board
 from robseg.training.together import Group
 from robseg.training.trainee import Trainee
-from robseg.training.validate import Interrupted, validate
+from robseg.training.update import update
+from robseg.training.validate import Interrupted, NotFinite, validate
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,6 @@ def fit(
             trainee.network = torch.compile(network, mode=recipe.compile)  # type: ignore[assignment]
         _train(run, pieces)
     network.eval()
-    refuse_non_finite(run)
     if run.average is not None:
         # What is saved and judged is what the caller gets.
         network.load_state_dict(run.average.module.state_dict())
@@ -136,6 +133,8 @@ def _train(run: Run, pieces: int) -> None:
     with deaf_children():
         batch = next(batches)
     check_outputs(run.trainee, batch.images[:1], run.data)
+    if due:
+        check_validation(run)
     while True:
         if run.step in due and run.step not in {entry["step"] for entry in run.validations}:
             write_state(run)
@@ -147,10 +146,12 @@ def _train(run: Run, pieces: int) -> None:
         if group.any(run.stop.asked is not None):
             leave(run)
         begun = time.perf_counter()
-        line = _step(run, batch, pieces)
+        line = update(run, batch, pieces)
         run.step, run.loss = run.step + 1, line["loss"]
+        if not run.labelled and (run.step - first) * recipe.batch_size >= len(run.data):
+            raise UserError(f"No image of the training data '{run.data.name}' has a labelled pixel to learn from.")
         if run.step < steps:
-            batch = next(batches)
+            batch = _next(run, batches)
         speed = recipe.batch_size / (time.perf_counter() - begun)
         pace = speed if pace == 0 else 0.9 * pace + 0.1 * speed
         record(run, {**line, "images_per_s": round(speed, 2)})
@@ -162,57 +163,14 @@ def _train(run: Run, pieces: int) -> None:
     save_model(run, "", run.validations[-1] if run.validations else None)
 
 
-def _step(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
-    """One update on a batch, in `pieces` whose gradients are added up; what there is to say of it."""
-    recipe, group = run.recipe, run.group
-    rate = run.schedule.rate(run.step)
-    counted = group.sum((batch.labels != IGNORE_INDEX).sum().float())
-    all_pieces = pieces * group.count
-    settings = MethodSettings(recipe.method, recipe.attack, recipe.aux_weight)
-    share = eps_share(run.step, round(recipe.eps_warmup * run.schedule.steps))
-    sums: dict[str, Tensor] = {}
-    run.trainee.train()
-    run.optimiser.zero_grad(set_to_none=True)
-    for piece in range(pieces):
-        # Strided, as between processes: the halves of SAT and DDC-AT are then those of the whole batch.
-        rows = slice(piece, None, pieces)
-        # Dropout and the like know only the global generator.
-        torch.manual_seed(derived_seed(recipe.seed, "training step", str(run.step), str(group.rank), str(piece)))
-        with autocast(recipe, group.device):
-            found = training_step(
-                run.trainee, batch.images[rows], batch.labels[rows], settings,
-                seed=recipe.seed, keys=batch.keys[rows], eps_share=share, class_weights=run.class_weights,
-                counted=counted.clamp_min(1) / all_pieces,
-            )  # fmt: skip
-        run.scaler.scale(found.loss / all_pieces).backward()  # type: ignore[no-untyped-call]
-        right = is_right(found.logits, found.labels).sum().float() * all_pieces
-        for name, value in {"loss": found.loss.detach(), **found.parts, "right": right}.items():
-            sums[name] = sums.get(name, 0) + value / all_pieces
-    parameters = [parameter for group_ in run.optimiser.param_groups for parameter in group_["params"]]
-    group.add_gradients(parameters)
-    run.scaler.unscale_(run.optimiser)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    totals = group.sum(torch.stack([value.float() for value in sums.values()]))
-    *values, pixels, gradient = torch.cat([totals, counted.view(1), norm.view(1)]).tolist()
-    known = dict(zip(sums, values, strict=True))
-    # A scaler that overflows skips the step and lowers its scale; the loss is finite then.
-    if not math.isfinite(known["loss"]) or not (math.isfinite(gradient) or run.scaler.is_enabled()):
-        what = "loss" if not math.isfinite(known["loss"]) else "gradient"
-        raise diverged(run, f"the {what} is {known['loss'] if what == 'loss' else gradient}", rate)
-    if recipe.optimiser.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.optimiser.clip, norm)
-    for settings_of in run.optimiser.param_groups:
-        settings_of["lr"] = rate * settings_of["rate"]
-    run.scaler.step(run.optimiser)
-    run.scaler.update()
-    if run.average is not None:
-        run.average.update_parameters(run.network)
-    epoch = (run.step + 1) * recipe.batch_size / len(run.data)
-    accuracy = known.pop("right") / max(pixels, 1)
-    return {
-        "step": run.step + 1, "epoch": round(epoch, 4), "loss": known.pop("loss"), "parts": known,
-        "accuracy": round(accuracy, 6), "rate": rate, "gradient": gradient if math.isfinite(gradient) else None,
-    }  # fmt: skip
+def _next(run: Run, batches: Iterator[Batch]) -> Batch:
+    try:
+        with loader_faults():
+            batch = next(batches)
+    except UserError:
+        write_state(run)
+        raise
+    return batch
 
 
 def _validate(run: Run) -> None:
@@ -220,11 +178,7 @@ def _validate(run: Run) -> None:
     assert run.validation is not None
     recipe, settings = run.recipe, run.recipe.validation
     run.group.share_buffers(judged(run))
-    mean, std = run.model.normalisation()
-    model = SegmentationModel(judged(run), mean=mean, std=std, output=run.model.output, precision=recipe.precision)
-    if settings.window is not None:
-        model = with_window(model, settings.window)
-    model.to(run.group.device)
+    model = judged_model(run)
     run.shown.begin("validating", len(run.validation))
     try:
         found, pictures = validate(
@@ -235,6 +189,10 @@ def _validate(run: Run) -> None:
         )  # fmt: skip
     except Interrupted:
         leave(run)
+    except NotFinite:
+        raise diverged(run, "the logits of the validation are not finite", run.schedule.rate(run.step - 1)) from None
+    if found["clean"]["aacc"] is None:
+        raise UserError(f"No image of the validation data '{run.validation.name}' has a labelled pixel.")
     condition, measure = recipe.criterion.split(".")
     value = (found[condition] or {}).get(measure)
     before = [entry["validation"]["value"] for entry in run.validations]

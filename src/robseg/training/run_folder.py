@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from robseg.data.base import ClassList
 from robseg.errors import UserError
-from robseg.loading.model_folder import save_model
+from robseg.loading.model_folder import DESCRIPTION, save_model
 from robseg.models.ddcat import BRANCHES, DDCAT, MAIN_NAMES
-from robseg.records.files import disk_errors, write_text
+from robseg.records.files import LOCK, disk_errors, write_text
 from robseg.records.run_folder import as_8bit, save_png
 from robseg.records.settings import first_difference
-from robseg.records.training_run import CHECKPOINTS, METRICS, RECIPE, RUN, SAMPLES, read_metrics
+from robseg.records.training_run import BEST, CHECKPOINTS, METRICS, RECIPE, RUN, SAMPLES, read_metrics
 from robseg.records.yaml_files import read_yaml
 from robseg.training.checkpoints import checkpoints
 from robseg.training.recipe import Recipe
@@ -63,24 +63,25 @@ class TrainingFolder:
         return self.path / CHECKPOINTS
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Start a training here, or make sure that the one here is the same.
+        """Start a training here, or make sure that the one here is the same. The folder is there, see `only_user`.
 
         run: plain values for run.yaml, of which those under "identity" have to stay. Raises UserError where the folder
         holds another training (naming the first key that differs) or something else, or cannot be written.
         """
         file = self.path / RECIPE
-        if file.is_file():
-            # Without a state there is nothing to lose, and a recipe that did not work may be mended.
-            if checkpoints(self.checkpoints):
-                self._refuse_another(run)
+        if not file.is_file():
+            if any(path.name != LOCK for path in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no robseg training; choose another --out.")
+        elif checkpoints(self.checkpoints):
+            self._refuse_another(run)
         else:
-            with disk_errors(self.path):
-                if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                    raise UserError(f"{self.path} is not empty and holds no robseg training; choose another --out.")
-                try:
-                    self.path.mkdir(parents=True, exist_ok=True)
-                except FileNotFoundError as error:
-                    raise UserError(f"{self.path} cannot be made; choose another folder with --out.") from error
+            # Without a state or a model there is nothing to lose, and a recipe that did not work may be mended.
+            kept = next((place for place in (self.path, self.path / BEST) if (place / DESCRIPTION).is_file()), None)
+            if kept is not None:
+                raise UserError(
+                    f"{self.path} holds the model of a training, and no state to go on from; to train anew choose "
+                    "another --out."
+                )
         write_text(file, recipe_text(self.recipe))
         write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
 

@@ -13,6 +13,7 @@ from robseg.data.base import Dataset
 from robseg.data.counts import class_pixels
 from robseg.errors import UserError
 from robseg.models.modes import attack_mode
+from robseg.training.faults import network_faults
 from robseg.training.groups import parameter_groups
 from robseg.training.recipe import Recipe
 from robseg.training.together import Group
@@ -61,7 +62,10 @@ def objective_weights(recipe: Recipe, data: Dataset, device: torch.device) -> Te
     names += [attack.objective] if attack is not None and recipe.validation.times else []
     if not any("class_weights" in objective_arguments(OBJECTIVES[name]) for name in names):
         return None
-    return inverse_frequency_weights(class_pixels(data)).to(device)
+    pixels = class_pixels(data)
+    if not bool((pixels > 0).any()):
+        raise UserError(f"The training data '{data.name}' have no labelled pixel to take class weights from.")
+    return inverse_frequency_weights(pixels).to(device)
 
 
 def validation_steps(recipe: Recipe, steps: int) -> set[int]:
@@ -71,8 +75,9 @@ def validation_steps(recipe: Recipe, steps: int) -> set[int]:
 
 
 def check_outputs(trainee: Trainee, images: Tensor, data: Dataset) -> None:
-    """UserError, before anything is trained, where the network does not give a logit for each class of the data."""
-    with torch.no_grad(), attack_mode(trainee):
+    """UserError, before anything is trained, where the network fails or gives no logit for each class of the data."""
+    height, width = images.shape[-2:]
+    with network_faults("training crops", height, width), torch.no_grad(), attack_mode(trainee):
         logits = trainee(images)
     if logits.shape[1] != len(data.classes):
         raise UserError(

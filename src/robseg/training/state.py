@@ -14,8 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from robseg.data.base import Dataset
 from robseg.errors import UserError
 from robseg.evaluation.progress import Stages
+from robseg.models.modes import attack_mode
+from robseg.models.sliding import with_window
 from robseg.models.wrapper import SegmentationModel
 from robseg.training.checkpoints import read_newest, write_checkpoint
+from robseg.training.faults import network_faults
 from robseg.training.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder
 from robseg.training.schedule import Schedule
@@ -28,8 +31,8 @@ from robseg.training.trainee import Trainee
 @dataclass
 class Run:
     """model: as it was given; network: its weights; trainee: what is trained through, perhaps compiled, with them.
-    step: updates done; written: of the newest state on disk, -1 for none. loss: of the last step. validations: lines
-    of metrics.jsonl."""
+    labelled: whether a pixel counted so far. step: updates done; written: of the newest state on disk, -1 for none.
+    loss: of the last step. validations: lines of metrics.jsonl."""
 
     recipe: Recipe
     data: Dataset
@@ -47,6 +50,7 @@ class Run:
     shown: Stages
     board: Board | None
     class_weights: Tensor | None
+    labelled: bool = False
     step: int = 0
     written: int = -1
     loss: float | None = None
@@ -55,7 +59,8 @@ class Run:
 
 def write_state(run: Run) -> None:
     """The state after `run.step` steps, unless it is on the disk. Batches and random numbers follow from seed and step,
-    so these are all there is to know of them."""
+    so these are all there is to know of them. UserError where the weights are not finite: none such is written."""
+    refuse_non_finite(run)
     if run.folder is None or run.written == run.step:
         return
     state = {
@@ -110,6 +115,23 @@ def save_model(run: Run, place: str, validation: dict[str, Any] | None) -> None:
     run.folder.save(judged(run), place, training)
 
 
+def judged_model(run: Run) -> SegmentationModel:
+    """`judged` with all that is around it in a validation."""
+    mean, std = run.model.normalisation()
+    model = SegmentationModel(judged(run), mean=mean, std=std, output=run.model.output, precision=run.recipe.precision)
+    window = run.recipe.validation.window
+    return (model if window is None else with_window(model, window)).to(run.group.device)
+
+
+def check_validation(run: Run) -> None:
+    """UserError, before anything is trained, where the first validation image cannot be read or judged."""
+    assert run.validation is not None
+    image = run.validation[0].image
+    model = judged_model(run)
+    with network_faults("a validation image", *image.shape[1:]), torch.no_grad(), attack_mode(model):
+        model(image[None].to(run.group.device))
+
+
 def judged(run: Run) -> nn.Module:
     """The network that is validated and saved."""
     return run.network if run.average is None else run.average.module
@@ -138,14 +160,17 @@ def diverged(run: Run, what: str, rate: float) -> UserError:
     written = f"{run.folder.checkpoints} holds step {run.written}" if run.folder and run.written >= 0 else "none"
     return UserError(
         f"The training diverged: {what} at step {run.step + 1}, rate {rate:.3g}; last good checkpoint: {written}; "
-        "lower optimiser.lr or set optimiser.clip."
+        "begin anew with a lower optimiser.lr or with optimiser.clip, in another folder."
     )
 
 
 def refuse_non_finite(run: Run) -> None:
     """UserError where the weights are not finite."""
     if not all(bool(value.isfinite().all()) for value in run.network.state_dict().values()):
-        raise UserError(f"The training diverged: weights are not finite after step {run.step}; lower optimiser.lr.")
+        raise UserError(
+            f"The training diverged: weights are not finite after step {run.step}; begin anew with a lower "
+            "optimiser.lr, in another folder."
+        )
 
 
 def _warn(text: str) -> None:

@@ -37,13 +37,15 @@ def stop_on_signals() -> Iterator[Stop]:
         signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
-    for number in SIGNALS:
+    # What whoever started the process wants ignored, such as nohup or a shell in the background, stays so.
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
         signal.signal(number, ask)
     try:
         yield stop
     finally:
-        for number in SIGNALS:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

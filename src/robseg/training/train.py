@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 
 from robseg.data import Dataset, as_dataset
+from robseg.data.classes import is_numbered
 from robseg.errors import UserError
 from robseg.evaluation.progress import Listener
 from robseg.loading.model_folder import GIVEN
 from robseg.models.architectures import ARCHITECTURES
+from robseg.records.files import only_user
 from robseg.records.training_run import CHECKPOINTS, RECIPE
 from robseg.report.training_page import write_training_report
 from robseg.training.loop import fit
@@ -91,21 +94,22 @@ def train(
         validation = as_dataset(_source(resolved, resolved.data.validation or "", validation_data), classes)
         _same_classes(data, validation)
     model = build(resolved, len(data.classes), network)
-    folder = None
-    if group.rank == 0:
-        info = ModelInfo(
-            resolved.model.architecture, _arguments(resolved, data), data.classes, *model.normalisation(), data.name
-        )
-        folder = TrainingFolder(out, resolved, info)
-        folder.begin(_description(resolved, data, validation, model.network, group))
-    group.wait()
-    done = fit(
-        model, data, resolved,
-        group=group, validation=validation, folder=folder, checkpoints=out / CHECKPOINTS, progress=progress,
-    )  # fmt: skip
-    if group.rank == 0 and report:
-        write_training_report(out)
-    group.wait()
+    with only_user(out) if group.rank == 0 else nullcontext():
+        folder = None
+        if group.rank == 0:
+            info = ModelInfo(
+                resolved.model.architecture, _arguments(resolved, data), data.classes, *model.normalisation(), data.name
+            )
+            folder = TrainingFolder(out, resolved, info)
+            folder.begin(_description(resolved, data, validation, model.network, group))
+        group.wait()
+        done = fit(
+            model, data, resolved,
+            group=group, validation=validation, folder=folder, checkpoints=out / CHECKPOINTS, progress=progress,
+        )  # fmt: skip
+        if group.rank == 0 and report:
+            write_training_report(out)
+        group.wait()
     return TrainingResult(out, resolved, group.rank, done.steps, done.loss, done.validation, done.best)
 
 
@@ -129,6 +133,8 @@ def _same_classes(data: Dataset, validation: Dataset) -> None:
             f"The training data '{data.name}' have {len(ours)} classes, and the validation data '{validation.name}' "
             f"{len(theirs)}; make them agree."
         )
+    if is_numbered(data.classes) or is_numbered(validation.classes):
+        return
     for label, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         if our != their:
             raise UserError(

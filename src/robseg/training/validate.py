@@ -17,8 +17,13 @@ from robseg.metrics.counts import Counts, image_counts
 from robseg.metrics.scores import image_accuracy, scores
 from robseg.models.modes import attack_mode
 from robseg.models.wrapper import SegmentationModel
+from robseg.training.faults import network_faults
 from robseg.training.run_folder import Picture
 from robseg.training.together import Group
+
+
+class NotFinite(Exception):  # noqa: N818 - told by the caller as an error of the training
+    """The logits of some image are no numbers."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -43,14 +48,17 @@ def validate(
 
     eps: in n/255. batch_size: images at once in each process. The first result is the `validation` of metrics.jsonl
     without criterion, value and best; the pictures are this process's first `samples`. `done` is told how many images
-    the processes have behind them. Raises Interrupted in all processes when `stop` says so in one, UserError for a
-    sample that cannot be decoded.
+    the processes have behind them.
+
+    Raises Interrupted in all processes when `stop` says so in one, NotFinite in all when logits of clean images are no
+    numbers, UserError for a sample that cannot be decoded or that the model fails on.
     """
     begun = time.monotonic()
     classes = len(data.classes)
     # Per condition intersection, union and target of each class, and the sum and number of image accuracies.
     totals = torch.zeros(2, 3 * classes + 2, dtype=torch.float64)
     pictures: list[Picture] = []
+    broken = False
     stride = batch_size * group.count
     for start in range(0, len(data), stride):
         if group.any(stop()):
@@ -60,7 +68,12 @@ def validate(
             images = torch.stack([s.image for s in chunk]).to(group.device)
             labels = torch.stack([s.label for s in chunk]).to(group.device)
             with attack_mode(model):
-                found = [images]
+                with network_faults(f"the validation image '{chunk[0].id}'", *images.shape[2:]), torch.no_grad():
+                    logits = model(images)
+                if not bool(logits.isfinite().all()):
+                    broken = True
+                    continue
+                found, predictions = [images], [logits.argmax(1)]
                 if attack is not None:
                     ids = [sample.id for sample in chunk]
                     result = attack.run(
@@ -68,14 +81,16 @@ def validate(
                         eps=eps / 255, seed=seed, image_ids=ids, class_weights=class_weights,
                     )  # fmt: skip
                     found.append(result.adversarial)
-                with torch.no_grad():
-                    predictions = [model(points).argmax(1) for points in found]
+                    with torch.no_grad():
+                        predictions.append(model(result.adversarial).argmax(1))
             for total, prediction in zip(totals, predictions, strict=False):
                 total += _sums(image_counts(prediction, labels, classes, IGNORE_INDEX))
             for row in range(min(len(chunk), samples - len(pictures))):
                 adversarial = (found[1][row], predictions[1][row]) if attack is not None else (None, None)
                 pictures.append(Picture(images[row], labels[row], predictions[0][row], *adversarial))
         done(min(start + stride, len(data)))
+    if group.any(broken):
+        raise NotFinite
     totals = group.sum(totals)
     return {
         "images": len(data),

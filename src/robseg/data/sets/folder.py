@@ -26,6 +26,7 @@ from robseg.errors import UserError
 IMAGE_FOLDERS = ("images", "image", "img", "JPEGImages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "annot", "SegmentationClass")
 OPTIONS = ("classes", "images", "labels", "ignore", "zero")
+CLASSES_FILE = "classes.txt"
 
 
 def open_folder(root: str | None, options: Mapping[str, str]) -> PairSet:
@@ -79,10 +80,10 @@ def _usual(root: Path, usual: tuple[str, ...]) -> list[Path]:
 def class_list(name: str, root: Path, text: str | None) -> ClassList:
     """The classes that the option `classes` of the set `name` asks for, or those of ROOT/classes.txt without it."""
     if text is None:
-        if (root / "classes.txt").is_file():
-            return read_classes(root / "classes.txt")
+        if (root / CLASSES_FILE).is_file():
+            return read_classes(root / CLASSES_FILE)
         raise UserError(
-            f"The classes of '{root}' are not known: put classes.txt with one name a line there, or give "
+            f"The classes of '{root}' are not known: put {CLASSES_FILE} with one name a line there, or give "
             "classes=FILE or classes=NUMBER."
         )
     if re.fullmatch(r"-?\d+", text):
