@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from robseg.errors import UserError
 from robseg.models.architectures import ARCHITECTURES
+from robseg.records.yaml_files import PeoplesLoader
 from robseg.training.network import build
 from robseg.training.recipe_files import FOLDER, load_recipe, recipe_names, recipe_text
 from small_runs import RECIPE, recipe, write_recipe
@@ -138,6 +140,94 @@ def test_changed_keys_reach_their_place_however_they_are_written() -> None:
     assert build(given, 6).normalisation() == ([0.5] * 3, [0.25] * 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1: 3", "unknown key '1'"),
+        ("on: 3", "unknown key 'on'"),
+        ("? [a, b]\n: 3", "key is no text"),
+        ("- a", "mapping of keys"),
+        ("", "mapping of keys"),
+        ("steps: 1\nsteps: 2", "'steps' is given twice"),
+        ("inherits: nothing-such", "nothing-such"),
+        ("inherits: mine.yaml", "inherits from it in turn"),
+        ("inherits: 5", "inherits is 5"),
+    ],
+)
+def test_files_that_are_no_recipes(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data=foo", "data.train=bar"], "'data.train' is said, and 'data' as well"),
+        (["optimiser.lr=1", "optimiser={lr: 2}"], "'optimiser' is said twice"),
+        (["optimiser.lr=1", "optimiser.lr=2"], "'optimiser.lr' is given twice"),
+        ({"optimiser.lr": 1, "optimiser": {"lr": 2}}, "'optimiser' is said twice"),
+    ],
+)
+def test_keys_that_are_said_twice(changes: object, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_recipe("demo-plain", changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".yaml", "a/" * 3000 + "b.yaml", "\0", "nothing.yaml", "."])
+def test_names_that_are_no_recipes(name: str) -> None:
+    with pytest.raises(UserError, match="recipe"):
+        load_recipe(name)
+
+
+def test_a_recipe_needs_no_suffix_and_the_folder_of_a_training_is_none(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("inherits: demo-plain\nsteps: 7\n")
+    assert load_recipe(tmp_path / "mine").steps == 7
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe_text(load_recipe("demo-plain")))
+    with pytest.raises(UserError, match=r"folder of a training; give --resume --out .*run"):
+        load_recipe(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["010", "1e3", "0x10", "1_0", "2.10", "1:30", "on", "yes", "2012-10-01", "7", "null x"]
+)
+def test_names_that_look_like_numbers_stay_as_they_are_written(name: str) -> None:
+    found = load_recipe("demo-plain", [f"data.root={name}"])
+    assert found.data.root == name
+    again = yaml.load(recipe_text(found), PeoplesLoader)
+    assert load_recipe(again).data.root == name
+    assert load_recipe("demo-plain", {"data.root": Path(name)}).data.root == name
+
+
+def test_numbers_however_they_are_written() -> None:
+    for text, value in (("1e-3", 1e-3), ("1E-3", 1e-3), ("1.e-3", 1e-3), (".5", 0.5), ("2", 2.0), ("+.5e1", 5.0)):
+        found = load_recipe("demo-plain", [f"optimiser.lr={text}"])
+        assert found.optimiser.lr == value
+        assert load_recipe(yaml.load(recipe_text(found), PeoplesLoader)) == found
+    drop = load_recipe("demo-plain", ["model={architecture: upernet_convnext_t, arguments: {drop_path: 1e-1}}"])
+    assert drop.model.arguments == {"drop_path": 0.1}
+    assert "drop_path: 0.1" in recipe_text(drop)
+
+
+def test_what_belongs_to_an_attack_goes_with_it() -> None:
+    for name in ("demo-robust", "upernet-convnext-t-voc-pirat2", "pspnet50-voc-sat"):
+        given = {"data.root": "x", "model.backbone": "y"}
+        assert load_recipe(name, given).attack.alpha is not None
+        assert load_recipe(name, {**given, "attack.name": "apgd"}).attack.alpha is None
+        fgsm = load_recipe(name, {**given, "attack.name": "fgsm", "attack.random_start": True}).attack
+        assert (fgsm.steps, fgsm.step) == (1, 1.25 * fgsm.eps)
+        assert load_recipe(name, {**given, "attack": {"name": "fgsm", "alpha": 3}}).attack.step == 3
+
+
+def test_a_folder_of_data_is_needed_only_by_data_that_lie_there() -> None:
+    given = {"model.backbone": "y", "data.train": "folder:mine"}
+    with pytest.raises(UserError, match=r"data\.root"):
+        load_recipe("upernet-convnext-t-voc-pirat2", given)
+    assert load_recipe("upernet-convnext-t-voc-pirat2", {**given, "data.validation": None}).data.root is None
+
+
 def test_what_belongs_to_an_architecture_goes_with_it() -> None:
     width = recipe(model={"arguments": {"width": 4}})
     own = load_recipe(width, ["model.architecture=mine:net"])
@@ -202,7 +292,27 @@ def test_a_recipe_of_ones_own_inherits_from_one_of_the_package_and_from_files_be
         ("validation.attack=sea", ["validation.attack", "3 attacks"]),
         ("validation={attack: null, criterion: attacked.miou}", ["criterion"]),
         ("validation.criterion=miou", ["validation.criterion", "'clean.miou'"]),
-        ("seed=1.5", ["seed", "integer"]),
+        ("seed=1.5", ["seed", "1.5", "integer"]),
+        ("optimiser.lr=true", ["optimiser.lr is true"]),
+        ("attack.eps=true", ["attack.eps is true"]),
+        ("steps=false", ["steps is false"]),
+        ("steps=1e30", ["steps", "integer"]),
+        ("epochs=1e308", ["epochs", "1000000"]),
+        ("optimiser.lr=1e38", ["optimiser.lr"]),
+        ("optimiser.betas=[1, 1]", ["optimiser.betas", "less than 1"]),
+        ("optimiser.betas=[0.9]", ["optimiser.betas is [0.9]", "too few"]),
+        ("optimiser.betas=0.9", ["optimiser.betas is 0.9", "a list of values"]),
+        ("augmentation.crop=9999999999999999999999", ["augmentation", "crop"]),
+        ("augmentation.scale=[1e300, 1e300]", ["augmentation", "scale", "100"]),
+        ("augmentation={base: 99999999, scale: [1, 1]}", ["augmentation", "base"]),
+        ("augmentation.fill=[0, 0, 256]", ["augmentation", "fill", "0 to 255"]),
+        ("model.normalisation={mean: [0, 0, 0]}", ["model.normalisation", "std", "three numbers"]),
+        ("model.normalisation={mean: [0, 0, 0], std: [0, 1, 1]}", ["model.normalisation", "std.0"]),
+        ("model.normalisation={mean: [.nan, 0, 0], std: [1, 1, 1]}", ["model.normalisation", "mean.0", "finite"]),
+        ("attack.objective=mcebal", ["attack", "objective", "did you mean mce-bal"]),
+        ("needs=5", ["needs is 5", "a mapping"]),
+        ("needs=[a.b]", ["needs", "a mapping"]),
+        ("needs=null", ["needs is null", "a mapping"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_file_and_what_is_allowed(
@@ -212,7 +322,8 @@ def test_a_wrong_key_or_value_is_named_with_its_file_and_what_is_allowed(
     with pytest.raises(UserError) as said:
         load_recipe(base, [change])
     assert all(word in str(said.value) for word in words), said.value
-    assert "the command line" in str(said.value) or "base" in str(said.value)
+    assert not str(said.value).endswith("?.")
+    assert "the keys given" in str(said.value) or "base" in str(said.value)
     assert "\n" not in str(said.value)
 
     # The same in a file that another inherits: the file is named, not the one that was asked for.

@@ -71,7 +71,7 @@ def test_a_network_of_ones_own_code_from_training_to_evaluation(here: Path, caps
     code, out, err = command(capsys, "robseg train mine.yaml --out run --device cpu model.normalisation=imagenet")
     assert code == 0, err
     advice = next(line for line in out.splitlines() if line.startswith("go on: "))[7:]
-    assert "robseg evaluate mynet:make --checkpoint run --data" in advice
+    assert "robseg evaluate mynet:make --checkpoint run/best --data" in advice
     assert "mynet:make --checkpoint run/best" in (here / "run" / "report.html").read_text()
     code, out, err = command(capsys, f"{advice} --device cpu --steps 1 --attack pgd")
     assert code == 0, err
@@ -95,8 +95,9 @@ def test_a_folder_never_says_which_code_is_run(here: Path, capsys: Any) -> None:
 
 
 def test_a_training_of_ones_own_code_goes_on(here: Path) -> None:
-    whole = robseg.train("mine.yaml", out="whole", device="cpu", progress=False, steps=4)
-    robseg.train("mine.yaml", out="run", device="cpu", progress=False, steps=4)
+    settings: dict[str, Any] = {"device": "cpu", "progress": False, "steps": 4, "checkpoint_minutes": 0}
+    whole = robseg.train("mine.yaml", out="whole", **settings)
+    robseg.train("mine.yaml", out="run", **settings)
     for place in ("model.safetensors", "checkpoints/step-000000004.pt"):
         (here / "run" / place).unlink()
     robseg.train(out="run", resume=True, device="cpu", progress=False)
@@ -193,7 +194,7 @@ def test_a_model_of_the_transformers_library(tmp_path: Path, capsys: Any) -> Non
     file = write_recipe(tmp_path / "hf.yaml", model={"architecture": name, "arguments": {}}, steps=2)
     code, out, err = command(capsys, f"robseg train {file} --out {tmp_path}/run --device cpu")
     assert code == 0, err
-    assert f"robseg evaluate {name} --checkpoint {tmp_path}/run" in out
+    assert f"robseg evaluate {name} --checkpoint {tmp_path}/run --data" in out
     trained = open_model(name, num_classes=6, checkpoint=str(tmp_path / "run"))
     assert trained.normalisation() == (list(MEAN), list(STD))
     assert same(trained.network.state_dict(), weights(tmp_path / "run"))

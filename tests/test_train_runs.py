@@ -281,6 +281,43 @@ def test_a_model_whose_states_are_gone_is_not_overwritten(tmp_path: Path) -> Non
     assert len(read_metrics(tmp_path)) > 2
 
 
+def test_a_state_of_another_training_is_not_taken_over(tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    state = "checkpoints/step-000000009.pt"
+    train(run)
+    train(tmp_path / "other", seed=7)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    (run / state).write_bytes((tmp_path / "other" / state).read_bytes())
+    with pytest.raises(UserError, match=r"step 9 .*is of another training \(seed is 7 there and 0 here\)"):
+        train(run)
+    # Of this training by what it says, and of another network.
+    content = read_checkpoint(whole / state)
+    content["network"] = {"weight": torch.zeros(3)}
+    write_checkpoint(run / "checkpoints", 9, {key: content[key] for key in content if key not in ("format", "step")})
+    with pytest.raises(UserError, match=r"step 9 .*does not fit this network") as said:
+        train(run)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("run.yaml", "identity: 5"), ("run.yaml", "identity:"), ("run.yaml", "{}")])
+def test_a_training_goes_on_whatever_its_record_has_lost(name: str, text: str, tmp_path: Path, whole: Path) -> None:
+    killed_in_step(tmp_path, 5, checkpoint_minutes=0)
+    (tmp_path / name).write_text(text)
+    train(tmp_path)
+    same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("text", ["data: 5", "data:", "name: x"])
+def test_a_damaged_recipe_is_said(text: str, tmp_path: Path) -> None:
+    train(tmp_path, steps=2)
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match="holds another training"):
+        train(tmp_path, steps=2)
+    with pytest.raises(UserError, match="recipe"):
+        robseg.train(out=tmp_path, resume=True, device="cpu", progress=False)
+
+
 def test_states_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(content: Any, file: Any) -> None:
         file.write(b"half")

@@ -66,7 +66,7 @@ def folder(
         "root": "/data/my VOC"}, "model": {"architecture": "pspnet50", "checkpoint": None, "backbone": "resnet50.pth"},
         "method": "at", "attack": {"name": "pgd", "objective": "ce", "eps": 4.0, "alpha": None, "steps": 2,
         "random_start": False}, "optimiser": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4}, "batch_size": 16,
-        "precision": "fp32",
+        "precision": "fp32", "validation": {"times": 10, "window": None},
     }  # fmt: skip
     names = [entry["name"] for entry in CLASSES]
     entry = {"name": "voc", "images": 1464, "classes": names, "void": "none"}
@@ -220,6 +220,14 @@ def test_long_trainings_stay_small(tmp_path: Path) -> None:
         (lambda run: (run / "run.yaml").unlink(), "run.yaml is missing"),
         (lambda run: (run / "recipe.yaml").write_text("[1, 2]"), "recipe.yaml"),
         (lambda run: (run / "recipe.yaml").write_text("a: [1"), "recipe.yaml"),
+        (lambda run: (run / "recipe.yaml").write_text("data: 5"), "recipe.yaml is damaged: data"),
+        (lambda run: (run / "recipe.yaml").write_text("data:"), "recipe.yaml is damaged: data"),
+        (lambda run: (run / "run.yaml").write_text("data: {}"), "run.yaml is damaged: steps"),
+        (lambda run: (run / "metrics.jsonl").write_text("5\n"), "metrics.jsonl, line 1"),
+        (lambda run: (run / "metrics.jsonl").write_text("null\n"), "metrics.jsonl, line 1"),
+        (lambda run: (run / "metrics.jsonl").write_text("[]\n"), "metrics.jsonl, line 1"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": "x"}\n'), "metrics.jsonl, line 1"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 5, "validation": 3}\n'), "metrics.jsonl, line 1"),
         (lambda run: (run / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n'), "metrics.jsonl, line 1"),
     ],
 )

@@ -55,7 +55,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line: 0 when done, 2 for a mistake of the user, 1 for one of ours, 130 when interrupted."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
     try:
         app()
     except UserError as error:

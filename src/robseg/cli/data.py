@@ -76,7 +76,7 @@ def index(
     from robseg.data.sets.listed import known_classes
 
     report = index_masks(masks, known_classes("index", Path(), classes), out)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(f"{report.masks} masks written to {out}", markup=False)
     for colour, pixels in report.unknown.most_common(10):
         console.print(f"  {pixels} pixels of the colour {colour} are of no class and became void (255)", markup=False)
@@ -104,7 +104,7 @@ def _specs(source: str, classes: str | None) -> list[Spec]:
 def _show_report(report: Report) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     for split in report.splits:
         for line in _describe(split):
             console.print(line, markup=False)

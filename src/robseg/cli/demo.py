@@ -22,7 +22,7 @@ def demo(
 
     from robseg.demo import EPS, SIDES, run_demo
 
-    console = Console()
+    console = Console(emoji=False)
     console.print("Two small models learn the same made-up pictures: one plainly, one on adversarial images.")
     console.print("Then SEA, the Segmentation Ensemble Attack, looks for the worst perturbation of each picture.")
     console.print("This takes some three minutes on two cores.\n")

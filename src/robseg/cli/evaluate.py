@@ -116,7 +116,7 @@ def show_result(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(emoji=False)
     table = Table(
         title=f"{result.settings['model']} on {result.data.name}, {result.data.images} images", title_justify="left"
     )

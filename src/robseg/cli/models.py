@@ -48,7 +48,7 @@ def _show_all() -> None:
     from robseg.models.architectures import ARCHITECTURES
     from robseg.models.published import PUBLISHED
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     groups: dict[tuple[str, str, str, str | None], list[PublishedModel]] = {}
     for model in PUBLISHED.values():
         groups.setdefault((model.source, model.input, model.page, model.licence), []).append(model)
@@ -90,7 +90,7 @@ def _show_one(model: PublishedModel) -> None:
     from robseg.home import home
     from robseg.loading.places import stored_weights
 
-    console = Console()
+    console = Console(emoji=False)
     stored = stored_weights(model.name)
     place = home() / "models" / f"{model.name}.pth"
     table = Table(title=model.name, title_justify="left", show_header=False)

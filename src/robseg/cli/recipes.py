@@ -21,7 +21,7 @@ def recipes(
     if name is not None:
         print(recipe_text(load_recipe(name, changes or (), complete=False)), end="")
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     width = max(map(len, recipe_names())) + 2
     for known in recipe_names():
         recipe = load_recipe(known, complete=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,21 +61,17 @@ def show_training(result: TrainingResult) -> None:
     """Print what came out, where it is, and what to do next."""
     from rich.console import Console
 
-    from robseg.loading.model_folder import GIVEN, model_words
+    from robseg.report.training_page import commands, read_training
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     console.print(f"{result.folder}: {result.steps} steps{loss}", markup=False)
     for name, line in (("last", result.validation), ("best", result.best)):
         if line is not None:
             console.print(f"{name} validation, step {line['step']}: {_scores(line['validation'])}", markup=False)
     console.print(f"report: {result.folder / 'report.html'}", markup=False)
-    data = result.recipe.data.validation
-    if data is not None and result.recipe.data.root is not None:
-        data = data.replace("{root}", result.recipe.data.root)
-    shown = f"'{data}'" if data not in (None, GIVEN) else "DATA"
-    model = shlex.join(model_words(result.folder, result.recipe.model.architecture))
-    console.print(f"go on: robseg evaluate {model} --data {shown} --eps 4 --out {result.folder}-sea", markup=False)
+    # The last command of the report is the one that the training was made for.
+    console.print(f"go on: {commands(read_training(result.folder))[-1][1]}", markup=False)
 
 
 def _scores(validation: dict[str, object]) -> str:

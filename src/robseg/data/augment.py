@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +18,8 @@ from robseg.seeding import image_generator
 Blur = Literal["none", "radius", "5x5"]
 PadLabel = Literal["void", "first class"]
 PadAt = Literal["end", "centre"]
+
+LARGEST_SIDE, LARGEST_SCALE = 16384, 100
 
 _MEAN_COLOUR = (124, 116, 104)
 """ImageNet's, as 8 bits."""
@@ -63,12 +64,21 @@ class Augmentation:
         for name, allowed in (("pad", PadAt), ("pad_label", PadLabel), ("blur", Blur)):
             if getattr(self, name) not in get_args(allowed):
                 raise unknown_name(f"{name} of the augmentation", getattr(self, name), get_args(allowed))
-        if self.crop < 1:
-            raise UserError(f"crop of the augmentation is {self.crop}; it must be 1 or more.")
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise UserError(f"scale of the augmentation is {self.scale}; it must be two factors above 0, in order.")
-        if self.base is not None and (self.base < 1 or self.scale is None):
-            raise UserError(f"base of the augmentation is {self.base}; it must be 1 or more and needs scale.")
+        if not 1 <= self.crop <= LARGEST_SIDE:
+            raise UserError(
+                f"crop of the augmentation is {self.crop}; it must be 1 or more, and {LARGEST_SIDE} at most."
+            )
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= LARGEST_SCALE:
+            raise UserError(
+                f"scale of the augmentation is {self.scale}; it must be two factors above 0 and up to {LARGEST_SCALE}, "
+                "in order."
+            )
+        if self.base is not None and (not 1 <= self.base <= LARGEST_SIDE or self.scale is None):
+            raise UserError(
+                f"base of the augmentation is {self.base}; it must be 1 or more, up to {LARGEST_SIDE}, and needs scale."
+            )
+        if not all(0 <= level <= 255 for level in self.fill):
+            raise UserError(f"fill of the augmentation is {self.fill}; it must be three levels of 0 to 255.")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"rotation of the augmentation is {self.rotation}; it must be 0 to 180 degrees.")
         if not 0 <= self.jitter < 1:

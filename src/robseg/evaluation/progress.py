@@ -44,7 +44,7 @@ def stages(progress: bool | Listener) -> Iterator[Stages]:
     if callable(progress):
         yield Stages(progress)
         return
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not progress:
         yield Stages(lambda *_: None)
     elif console.is_terminal:
@@ -89,4 +89,6 @@ class _Lines:
             return
         self._printed = now
         minutes = (now - self._begun) * (total - done) / (done - self._first) / 60
-        self._console.print(f"{label}: {done / total:.0%}, {minutes:.0f} min left, {note}", highlight=False)
+        self._console.print(
+            f"{label}: {done / total:.0%}, {minutes:.0f} min left, {note}", highlight=False, soft_wrap=True
+        )

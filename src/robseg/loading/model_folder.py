@@ -27,6 +27,8 @@ GIVEN = "given"
 """Stands for a network that was given to `robseg.train` as an object."""
 
 _Colour = Annotated[int, Field(ge=0, le=255)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Spread = Annotated[float, Field(gt=1e-6, allow_inf_nan=False)]
 _Strict = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -42,8 +44,8 @@ class Normalisation(BaseModel):
     """Mean and standard deviation per channel (RGB, for values in [0, 1]) of the input the network wants."""
 
     model_config = _Strict
-    mean: tuple[float, float, float]
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    mean: tuple[_Finite, _Finite, _Finite]
+    std: tuple[_Spread, _Spread, _Spread]
 
 
 class Description(BaseModel):

@@ -42,7 +42,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
-            lines.append(dict(json.loads(text)))
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}, is damaged; delete the line.") from error
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not _is_line(line):
+            raise UserError(f"{file}, line {number}, is damaged; delete the line.")
+        lines.append(line)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a value is what one of the two kinds of lines must be to be understood."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return False
+    if "validation" not in line:
+        return isinstance(line.get("loss"), (int, float))
+    found = line["validation"]
+    return isinstance(found, dict) and {"clean", "attacked", "criterion", "value", "best"} <= found.keys()

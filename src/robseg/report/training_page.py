@@ -77,6 +77,14 @@ def read_training(folder: Path) -> Training:
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no training: {name} is missing; give the folder that a training wrote.")
     recipe, run = read_yaml(folder / RECIPE), read_yaml(folder / RUN)
+    for name, content, sections, values in (
+        (RECIPE, recipe, ("data", "model", "attack", "optimiser", "validation"), ("name", "method", "batch_size")),
+        (RUN, run, ("data",), ("steps", "epochs", "parameters", "device", "processes")),
+    ):
+        wrong = [key for key in sections if not isinstance(content.get(key), Mapping)]
+        wrong += [key for key in values if content.get(key) is None]
+        if wrong:
+            raise UserError(f"{folder / name} is damaged: {wrong[0]} is not what a training writes there.")
     places = [place / DESCRIPTION for place in (folder, folder / BEST) if (place / DESCRIPTION).is_file()]
     classes = read_yaml(places[0]).get("classes") if places else None
     lines = read_metrics(folder)
@@ -123,7 +131,7 @@ def verdict(training: Training) -> str:
     begin = f"After {training.done:,} of {of:,} steps" if training.done < of else f"After all {of:,} steps"
     if not training.validations:
         loss = f" the loss is {training.steps[-1]['loss']:.3f};" if training.steps else ""
-        return f"{begin}{loss} there was no validation."
+        return f"{begin}{loss} there was no validation{' yet' if training.done < of else ''}."
     line = training.validations[-1]
     if line["step"] < training.done:
         begin = f"{begin}, at the last validation after {line['step']:,}"
@@ -209,14 +217,22 @@ def _facts(training: Training) -> list[tuple[str, str]]:
         start = "a random start" if attack["random_start"] else "the image"
         count = f"{attack['steps']} step" + ("s" if attack["steps"] > 1 else "")
         within = f"within {attack['eps']:g}/255 from {start}"
-        facts.append(("Attack", f"{attack['name'].upper()} on {attack['objective']}, {count}{alpha} {within}"))
+        grown = f", grown over the first {recipe['eps_warmup']:.0%} of the steps" if recipe.get("eps_warmup") else ""
+        facts.append(("Attack", f"{attack['name'].upper()} on {attack['objective']}, {count}{alpha} {within}{grown}"))
     model = recipe["model"]
     weights = model["checkpoint"] or model["backbone"]
     facts.append(("Model", f"{model['architecture']}, {run['parameters']:,} parameters"))
     facts.append(("Start", f"weights of {weights}" if weights else "fresh weights"))
     optimiser = recipe["optimiser"]
-    facts.append(("Optimiser", f"{optimiser['name']}, rate {optimiser['lr']:g}, decay {optimiser['weight_decay']:g}"))
-    facts.append(("Length", f"{run['steps']:,} steps of {recipe['batch_size']} images, {run['epochs']:g} epochs"))
+    clip = f", gradient clipped to {optimiser['clip']:g}" if optimiser.get("clip") else ""
+    text = f"{optimiser['name']}, rate {optimiser['lr']:g}, decay {optimiser['weight_decay']:g}{clip}"
+    facts.append(("Optimiser", text))
+    if recipe.get("ema"):
+        facts.append(("Weights", f"averages (decay {recipe['ema']:g}) of those trained are validated and saved"))
+    pieces = f", {recipe['micro_batch']} at a time" if recipe.get("micro_batch") else ""
+    facts.append(
+        ("Length", f"{run['steps']:,} steps of {recipe['batch_size']} images{pieces}, {run['epochs']:g} epochs")
+    )
     facts.append(("Training data", f"{run['data']['images']:,} images of {run['data']['name']}"))
     if run["validation_data"]:
         judged = run["validation_data"]

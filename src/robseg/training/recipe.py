@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -53,7 +56,25 @@ def _trainable(name: str) -> str:
     return name
 
 
+def _normalisation(value: Any) -> Any:
+    """Of the two forms it can have, say what is wrong with the one that was meant."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return Normalisation.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{key}: {first['msg']}; give mean and std as three numbers each") from None
+
+
+def _fspath(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Text = Annotated[str, BeforeValidator(_fspath)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -70,7 +91,7 @@ class DataSettings(_Section):
 
     train: str
     validation: str | None = None
-    root: str | None = None
+    root: Text | None = None
 
 
 class ModelSettings(_Section):
@@ -87,9 +108,11 @@ class ModelSettings(_Section):
 
     architecture: Annotated[str, AfterValidator(_trainable)]
     arguments: dict[str, Any] = Field(default_factory=dict)
-    backbone: str | None = None
-    checkpoint: str | None = None
-    normalisation: Literal["own", "none", "imagenet", "backbone"] | Normalisation = "own"
+    backbone: Text | None = None
+    checkpoint: Text | None = None
+    normalisation: Annotated[
+        Literal["own", "none", "imagenet", "backbone"] | Normalisation, BeforeValidator(_normalisation)
+    ] = "own"
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
@@ -113,12 +136,12 @@ class OptimiserSettings(_Section):
     betas: of adamw. clip: the largest norm of the gradient, null for no limit."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive = 1e-3
+    lr: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] = 1e-3
     weight_decay: NotNegative = 1e-2
     decay_all: bool = False
     new_rate: Positive = 1.0
     momentum: Share = 0.9
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip: Positive | None = None
 
 
@@ -193,9 +216,9 @@ class Recipe(_Section):
     aux_weight: NotNegative = 0.4
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()
-    epochs: Positive | None = None
-    steps: Count | None = None
-    batch_size: Count
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
     micro_batch: Count | None = None
     seed: int = 0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

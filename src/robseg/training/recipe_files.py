@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from robseg.errors import UserError, unknown_name
 from robseg.loading.model_folder import is_foreign
+from robseg.records.training_run import RECIPE
 from robseg.records.yaml_files import PeoplesLoader, read_yaml
+from robseg.training.inner_attack import AttackSettings
 from robseg.training.recipe import Recipe
+from robseg.training.recipe_check import check_keys, has_key, validated
 
 FOLDER = Path(__file__).with_name("recipes")
 ABSTRACT = "_"
 """Recipes of this first letter are there to be inherited from: they are incomplete and not listed."""
 
-OVERRIDES = "the command line"
+OVERRIDES = "the keys given"
+DEFAULTS = {"name": AttackSettings.name}
+"""What holds of those keys that others depend on where no recipe says them."""
+
 LENGTHS = ("epochs", "steps")
 """Two ways of saying the same: what is said last holds."""
 
@@ -54,17 +56,17 @@ def load_recipe(
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for content, origin in layers:
-        _refuse_unknown(content, origin)
+        check_keys(content, origin)
         if any(key in content for key in LENGTHS):
             merged = {key: value for key, value in merged.items() if key not in LENGTHS}
-        _drop_of_another_architecture(merged, content)
+        _forget_replaced(merged, content)
         _merge(merged, content, origin, origins)
     merged.setdefault("name", name)
-    missing = [key for key in merged.get("needs", {}) if not _has(merged, key)]
+    missing = _missing(merged)
     if missing and complete:
         what = " and ".join(f"{key} ({merged['needs'][key]})" for key in missing)
         raise UserError(f"The recipe '{name}' needs {what}; give {' '.join(f'{key}=...' for key in missing)}.")
-    return _validated(merged, origins, name)
+    return validated(merged, origins, name)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -90,15 +92,23 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _find(name: str, beside: Path) -> Path:
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if name in [file.stem for file in FOLDER.glob("*.yaml")]:
+        return FOLDER / f"{name}.yaml"
+    try:
         file = (beside / Path(name).expanduser()).resolve()
-        if not file.is_file():
-            raise UserError(f"There is no recipe '{name}'; `robseg recipes` lists those that come with robseg.")
-        return file
-    file = FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        raise unknown_name("recipe", name, recipe_names())
-    return file
+        if file.is_file():
+            return file
+        is_training = (file / RECIPE).is_file()
+    except (OSError, RuntimeError, ValueError):
+        is_training = False  # No name that a file can have.
+    if is_training:
+        raise UserError(
+            f"'{name}' is the folder of a training; give --resume --out {name} to go on with it, or its recipe "
+            f"{name}/{RECIPE} for another."
+        )
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(f"There is no recipe '{name}'; `robseg recipes` lists those that come with robseg.")
+    raise unknown_name("recipe", name, recipe_names())
 
 
 def _layers(content: dict[str, Any], origin: str, beside: Path, above: tuple[Path, ...]) -> list[tuple[Any, str]]:
@@ -122,17 +132,33 @@ def _layers(content: dict[str, Any], origin: str, beside: Path, above: tuple[Pat
 
 
 def _nested(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1, "a": {"c": 2}} as {"a": {"b": 1, "c": 2}}; UserError for a key that is said twice."""
     nested: dict[str, Any] = {}
     for key, value in pairs.items():
+        *sections, last = str(key).split(".")
         inner = nested
-        *sections, last = key.split(".")
         for section in sections:
             inner = inner.setdefault(section, {})
-        if isinstance(value, Mapping) and isinstance(inner.get(last), dict):
-            inner[last] |= value
-        else:
-            inner[last] = dict(value) if isinstance(value, Mapping) else value
+            if not isinstance(inner, dict):
+                raise UserError(f"{OVERRIDES}: '{key}' is said, and '{section}' as well; say one of them.")
+        content = dict(value) if isinstance(value, Mapping) else value
+        if last not in inner:
+            inner[last] = content
+            continue
+        before = inner[last]
+        if not (isinstance(content, dict) and isinstance(before, dict)) or content.keys() & before.keys():
+            raise UserError(f"{OVERRIDES}: '{key}' is said twice; say it once.")
+        before |= content
     return nested
+
+
+def _missing(merged: Mapping[str, Any]) -> list[str]:
+    """The keys that the recipe needs and that are not there; its folder of data only if its data lie there."""
+    needs, data = merged.get("needs"), merged.get("data")
+    found = [key for key in needs if not has_key(merged, str(key))] if isinstance(needs, Mapping) else []
+    texts = [data.get(part) for part in ("train", "validation")] if isinstance(data, Mapping) else []
+    rooted = any(isinstance(text, str) and "{root}" in text for text in texts)
+    return [key for key in found if key != "data.root" or rooted]
 
 
 def _merge(
@@ -147,84 +173,28 @@ def _merge(
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _drop_of_another_architecture(merged: dict[str, Any], content: Mapping[str, Any]) -> None:
-    """Forget what was said of an architecture that a later layer replaces."""
-    before, now = merged.get("model"), content.get("model")
+def _forget_replaced(merged: dict[str, Any], content: Mapping[str, Any]) -> None:
+    """Forget what was said of an architecture or an attack that a later layer replaces by another."""
+    before, wanted = _replaced(merged, content, "model", "architecture")
+    if before is not None:
+        before.pop("arguments", None)
+        if isinstance(wanted, str) and is_foreign(wanted) and isinstance(merged.get("needs"), dict):
+            merged["needs"].pop("model.backbone", None)
+    before, wanted = _replaced(merged, content, "attack", "name")
+    if before is not None:
+        before.pop("alpha", None)
+        if wanted == "fgsm":
+            before["steps"] = 1
+
+
+def _replaced(
+    merged: Mapping[str, Any], content: Mapping[str, Any], section: str, key: str
+) -> tuple[dict[str, Any] | None, Any]:
+    """A section of which a layer changes the key that all others depend on, and what to; None where it does not."""
+    before, now = merged.get(section), content.get(section)
     if not isinstance(before, dict) or not isinstance(now, Mapping):
-        return
-    replaced, wanted = before.get("architecture"), now.get("architecture")
-    if wanted is None or replaced in (None, wanted):
-        return
-    before.pop("arguments", None)
-    if isinstance(wanted, str) and is_foreign(wanted) and isinstance(merged.get("needs"), dict):
-        merged["needs"].pop("model.backbone", None)
-
-
-def _has(content: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(content, dict) or part not in content:
-            return False
-        content = content[part]
-    return True
-
-
-def _keys(section: Any) -> dict[str, Any]:
-    """{key: section or None} of a model or dataclass; of a section's own keys the value is what it is made of."""
-    return {name: _section(hint) for name, hint in get_type_hints(section).items() if not name.startswith("model_")}
-
-
-def _section(hint: Any) -> Any:
-    if get_origin(hint) in (Union, UnionType):
-        return next((found for part in get_args(hint) if (found := _section(part))), None)
-    return hint if isinstance(hint, type) and (issubclass(hint, BaseModel) or dataclasses.is_dataclass(hint)) else None
-
-
-def _all_keys(section: Any, at: str = "") -> list[str]:
-    found = []
-    for key, inner in _keys(section).items():
-        found += [f"{at}{key}", *(_all_keys(inner, f"{at}{key}.") if inner else ())]
-    return found
-
-
-def _refuse_unknown(content: Any, origin: str, section: Any = Recipe, at: str = "") -> None:
-    known = _keys(section)
-    for key, value in content.items():
-        if key not in known:
-            name = f"{at}{key}"
-            every = _all_keys(Recipe)
-            near = [other for other in every if other.rpartition(".")[2] == key]
-            near = near or [f"{at}{k}" for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6)]
-            near = near or difflib.get_close_matches(name, every, n=3, cutoff=0.7)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(f'{at}{k}' for k in known)}."
-            raise UserError(f"{origin}: unknown key '{name}'; {hint}")
-        if known[key] and isinstance(value, Mapping):
-            _refuse_unknown(value, origin, known[key], f"{at}{key}.")
-
-
-def _validated(merged: dict[str, Any], origins: Mapping[str, str], name: str) -> Recipe:
-    try:
-        return Recipe.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Members of a union stand in the path as if they were keys.
-        parts = [str(part) for part in first["loc"]]
-        while parts and not _has(merged, ".".join(parts)) and first["type"] != "missing":
-            parts.pop()
-        key = ".".join(parts)
-        origin = next((origins[k] for k in _upwards(key) if k in origins), f"The recipe '{name}'")
-        if first["type"] == "missing":
-            raise UserError(f"{origin}: the key '{key}' is missing.") from None
-        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        if first["type"] == "value_error":
-            raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}.") from None
-        if first["type"] in ("model_type", "dataclass_type", "dict_type"):
-            reason = "a mapping of keys to values"
-        reason = reason.partition(", unable to parse")[0]
-        raise UserError(f"{origin}: {key} is {first['input']!r}; it must be {reason}.") from None
-
-
-def _upwards(key: str) -> Iterable[str]:
-    """a.b.c, a.b, a."""
-    while key:
-        yield key
-        key = key.rpartition(".")[0]
+        return None, None
+    wanted = now.get(key)
+    if wanted is None or before.get(key, DEFAULTS.get(key)) in (None, wanted):
+        return None, None
+    return before, wanted

@@ -86,9 +86,11 @@ class TrainingFolder:
         write_text(self.path / RUN, yaml.safe_dump({"format": FORMAT, **run}, sort_keys=False, allow_unicode=True))
 
     def _refuse_another(self, run: Mapping[str, Any]) -> None:
-        known = read_yaml(self.path / RUN).get("identity", {}) if (self.path / RUN).is_file() else {}
-        stored, now = _fixed(read_yaml(self.path / RECIPE)), _fixed(self.recipe.model_dump(mode="json"))
-        found = first_difference(stored, now) or first_difference(known, run["identity"] if known else {})
+        known = read_yaml(self.path / RUN).get("identity") if (self.path / RUN).is_file() else None
+        stored, now = fixed_keys(read_yaml(self.path / RECIPE)), fixed_keys(self.recipe.model_dump(mode="json"))
+        found = first_difference(stored, now)
+        if found is None and isinstance(known, dict):
+            found = first_difference(known, run["identity"])
         if found:
             raise UserError(
                 f"{self.path} holds another training: {found[0]} is {found[1]} there and {found[2]} now; choose "
@@ -140,6 +142,10 @@ class _MainBranch(nn.Module):
                 self.add_module(names.get(name, name), child)
 
 
-def _fixed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def fixed_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a resolved recipe has to stay when a training goes on; the data may have moved."""
     kept = {key: value for key, value in recipe.items() if key not in MAY_CHANGE}
-    return kept | {"data": {key: value for key, value in kept.get("data", {}).items() if key != "root"}}
+    data = kept.get("data")
+    return kept | {
+        "data": {key: value for key, value in data.items() if key != "root"} if isinstance(data, dict) else data
+    }

@@ -17,10 +17,11 @@ from robseg.evaluation.progress import Stages
 from robseg.models.modes import attack_mode
 from robseg.models.sliding import with_window
 from robseg.models.wrapper import SegmentationModel
+from robseg.records.settings import first_difference
 from robseg.training.checkpoints import read_newest, write_checkpoint
 from robseg.training.faults import network_faults
 from robseg.training.recipe import Recipe
-from robseg.training.run_folder import TrainingFolder
+from robseg.training.run_folder import TrainingFolder, fixed_keys
 from robseg.training.schedule import Schedule
 from robseg.training.stopping import Stop
 from robseg.training.tensorboard import Board
@@ -64,7 +65,7 @@ def write_state(run: Run) -> None:
     if run.folder is None or run.written == run.step:
         return
     state = {
-        "seed": run.recipe.seed,
+        "recipe": fixed_keys(run.recipe.model_dump(mode="json")),
         "network": run.network.state_dict(),
         "optimiser": run.optimiser.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -77,17 +78,13 @@ def write_state(run: Run) -> None:
 def restore(run: Run, checkpoints: Path | None) -> None:
     """Load the newest whole state of a folder, if there is any, and forget what was measured after it.
 
-    Damaged ones are reported on stderr. Raises UserError where none is whole or the processes see different ones.
+    Damaged ones are reported on stderr. Raises UserError where none is whole, it is of another training, or the
+    processes see different ones.
     """
     report = _warn if run.group.rank == 0 else _say_nothing
     state = None if checkpoints is None else read_newest(checkpoints, report)
     if state is not None:
-        run.network.load_state_dict(state["network"])
-        run.optimiser.load_state_dict(state["optimiser"])
-        run.scaler.load_state_dict(state["scaler"])
-        if run.average is not None:
-            run.average.load_state_dict(state["average"])
-        run.step = run.written = state["step"]
+        _load(run, state, f"The state of step {state.get('step')} in {checkpoints}")
     if int(run.group.sum(torch.tensor([float(run.step)]))[0]) != run.step * run.group.count:
         raise UserError(f"The processes see different states in {checkpoints}; it must be a folder that all share.")
     if run.folder is not None:
@@ -99,6 +96,25 @@ def restore(run: Run, checkpoints: Path | None) -> None:
         found = [run.validations]
         torch.distributed.broadcast_object_list(found, 0, device=run.group.device)
         run.validations = found[0]
+
+
+def _load(run: Run, state: dict[str, Any], what: str) -> None:
+    found = first_difference(state.get("recipe"), fixed_keys(run.recipe.model_dump(mode="json")))
+    if found is not None:
+        raise UserError(
+            f"{what} is of another training ({found[0] or 'recipe'} is {found[1]} there and {found[2]} here); remove "
+            "it, or choose another --out."
+        )
+    try:
+        run.network.load_state_dict(state["network"])
+        run.optimiser.load_state_dict(state["optimiser"])
+        run.scaler.load_state_dict(state["scaler"])
+        if run.average is not None:
+            run.average.load_state_dict(state["average"])
+        run.step = run.written = state["step"]
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        # What torch says of weights of another network fills a page.
+        raise UserError(f"{what} does not fit this network; remove it, or choose another --out.") from error
 
 
 def save_model(run: Run, place: str, validation: dict[str, Any] | None) -> None:

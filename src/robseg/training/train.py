@@ -87,6 +87,9 @@ def train(
         overrides = {**overrides, "data.validation": validation_data if isinstance(validation_data, str) else GIVEN}
     resolved = load_recipe(recipe, overrides)
     out = Path("runs") / resolved.name if out is None else Path(out)
+    for what, given in (("train_data", train_data), ("validation_data", validation_data)):
+        if classes is None and given is not None and not isinstance(given, (str, Dataset)):
+            raise UserError(f"{what} is a list, which does not say how many classes there are; give classes=NUMBER.")
     group = join_group(device)
     data = as_dataset(_source(resolved, resolved.data.train, train_data), classes)
     validation = None
