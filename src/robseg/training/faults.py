@@ -59,7 +59,7 @@ def network_faults(what: str, height: int, width: int) -> Iterator[None]:
 
 @contextmanager
 def loader_faults() -> Iterator[None]:
-    """Around waiting for the next batch."""
+    """Around all that is done while other processes decode images."""
     try:
         yield
     except RuntimeError as error:

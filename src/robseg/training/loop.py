@@ -108,7 +108,8 @@ def fit(
         restore(run, checkpoints)
         if recipe.compile is not None:
             trainee.network = torch.compile(network, mode=recipe.compile)  # type: ignore[assignment]
-        _train(run, pieces)
+        with loader_faults():
+            _train(run, pieces)
     network.eval()
     if run.average is not None:
         # What is saved and judged is what the caller gets.
@@ -165,12 +166,11 @@ def _train(run: Run, pieces: int) -> None:
 
 def _next(run: Run, batches: Iterator[Batch]) -> Batch:
     try:
-        with loader_faults():
-            batch = next(batches)
-    except UserError:
+        return next(batches)
+    except RuntimeError:
+        # Between two steps there is a state to keep; torch may raise in the midst of one, too.
         write_state(run)
         raise
-    return batch
 
 
 def _validate(run: Run) -> None:
