@@ -31,8 +31,8 @@ from robseg.models.modes import attack_mode
 from robseg.models.wrapper import SegmentationModel
 from robseg.training.loop import fit
 from robseg.training.network import build
-from robseg.training.recipe import Recipe
-from robseg.training.recipe_files import load_recipe
+from robseg.training.recipes.files import load_recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.setup import make_optimiser
 from robseg.training.together import join_group
 from robseg.training.trainee import read_outputs

@@ -12,7 +12,7 @@ from robseg.errors import UserError
 from robseg.models.architectures import ARCHITECTURES
 from robseg.records.yaml_files import PeoplesLoader
 from robseg.training.network import build
-from robseg.training.recipe_files import FOLDER, load_recipe, recipe_names, recipe_text
+from robseg.training.recipes.files import FOLDER, load_recipe, recipe_names, recipe_text
 from small_runs import RECIPE, recipe, write_recipe
 
 DATA = ("_voc-pirat", "_ade20k-pirat", "_voc-ddcat", "_cityscapes-ddcat")

@@ -20,7 +20,7 @@ from robseg.loading.model_source import open_model
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.yaml_files import read_yaml
 from robseg.training.network import build
-from robseg.training.recipe_files import load_recipe
+from robseg.training.recipes.files import load_recipe
 from small_runs import dropping, recipe, same, weights, write_recipe
 
 FACTORY = """

@@ -403,7 +403,7 @@ PARALLEL: dict[str, Any] = {
 
 def test_two_processes_train_as_one_up_to_rounding(shared: Path, tmp_path: Path) -> None:
     robseg.train(recipe(**PARALLEL), out=tmp_path, device="cpu", progress=False)
-    settings = robseg.training.recipe_files.load_recipe(recipe(**PARALLEL))
+    settings = robseg.training.recipes.files.load_recipe(recipe(**PARALLEL))
     start = robseg.training.network.build(settings, 6).network.state_dict()
     trained = weights(tmp_path)
     moved = min(distance({n: trained[n]}, start) for n in start if n.endswith(("conv.weight", "head.weight")))
@@ -437,7 +437,7 @@ def test_a_mistake_is_said_by_processes_too(tmp_path: Path) -> None:
 
 
 def test_processes_get_disjoint_parts_of_each_batch_in_the_order_of_one() -> None:
-    settings = robseg.training.recipe_files.load_recipe(recipe())
+    settings = robseg.training.recipes.files.load_recipe(recipe())
     data = robseg.open_data(recipe()["data"]["train"])
     one = next(training_batches(data, settings.augmentation, 4, seed=3))
     parts = [next(training_batches(data, settings.augmentation, 4, seed=3, rank=r, processes=2)) for r in (0, 1)]
@@ -500,6 +500,6 @@ def test_recipes_are_listed_and_printed(
         return capsys.readouterr().out
 
     listed = said()
-    assert all(f"{name} " in listed for name in robseg.training.recipe_files.recipe_names())
+    assert all(f"{name} " in listed for name in robseg.training.recipes.files.recipe_names())
     (tmp_path / "printed.yaml").write_text(said("demo-robust", "attack.steps=4"))
-    assert robseg.training.recipe_files.load_recipe(tmp_path / "printed.yaml").attack.steps == 4
+    assert robseg.training.recipes.files.load_recipe(tmp_path / "printed.yaml").attack.steps == 4

@@ -37,8 +37,8 @@ from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
 from robseg.training.inner_attack import perturb
 from robseg.training.loop import Trained
 from robseg.training.network import build
-from robseg.training.recipe import Recipe
-from robseg.training.recipe_files import load_recipe
+from robseg.training.recipes.files import load_recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.schedule import Schedule
 from robseg.training.together import Group
 from robseg.training.trainee import Trainee

@@ -16,7 +16,7 @@ def recipes(
     """List the recipes of `robseg train`, or print one with every key."""
     from rich.console import Console
 
-    from robseg.training.recipe_files import load_recipe, recipe_names, recipe_text
+    from robseg.training.recipes.files import load_recipe, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(load_recipe(name, changes or (), complete=False)), end="")

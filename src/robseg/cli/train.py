@@ -49,7 +49,7 @@ def train(
             "Name a recipe (`robseg recipes` lists them), or say what to go on with: --resume --out FOLDER."
         )
 
-    from robseg.training.recipe_files import parse_overrides
+    from robseg.training.recipes.files import parse_overrides
     from robseg.training.train import train as run
 
     result = run(recipe, out=out, resume=resume, classes=classes, device=device, **parse_overrides(texts))

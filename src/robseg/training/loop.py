@@ -20,7 +20,7 @@ from robseg.records.training_run import BEST
 from robseg.training.batch_norm import share_batch_norm
 from robseg.training.ema import averaged
 from robseg.training.faults import loader_faults
-from robseg.training.recipe import Recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder
 from robseg.training.schedule import Schedule
 from robseg.training.setup import (

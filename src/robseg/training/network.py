@@ -17,7 +17,7 @@ from robseg.models.architectures import ARCHITECTURES
 from robseg.models.published import IMAGENET_MEAN, IMAGENET_STD
 from robseg.models.wrapper import SegmentationModel
 from robseg.seeding import derived_seed
-from robseg.training.recipe import ModelSettings, Recipe
+from robseg.training.recipes.recipe import ModelSettings, Recipe
 
 
 def build(recipe: Recipe, num_classes: int, given: nn.Module | None = None) -> SegmentationModel:

@@ -22,8 +22,8 @@ from robseg.records.settings import first_difference
 from robseg.records.training_run import BEST, CHECKPOINTS, METRICS, RECIPE, RUN, SAMPLES, read_metrics
 from robseg.records.yaml_files import read_yaml
 from robseg.training.checkpoints import checkpoints
-from robseg.training.recipe import Recipe
-from robseg.training.recipe_files import recipe_text
+from robseg.training.recipes.files import recipe_text
+from robseg.training.recipes.recipe import Recipe
 
 FORMAT = 1
 MAY_CHANGE = ("name", "about", "source", "needs", "workers", "checkpoint_minutes", "tensorboard", "compile")

@@ -15,7 +15,7 @@ from robseg.errors import UserError
 from robseg.models.modes import attack_mode
 from robseg.training.faults import network_faults
 from robseg.training.groups import parameter_groups
-from robseg.training.recipe import Recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.together import Group
 from robseg.training.trainee import Trainee
 

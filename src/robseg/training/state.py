@@ -20,7 +20,7 @@ from robseg.models.wrapper import SegmentationModel
 from robseg.records.settings import first_difference
 from robseg.training.checkpoints import read_newest, write_checkpoint
 from robseg.training.faults import network_faults
-from robseg.training.recipe import Recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder, fixed_keys
 from robseg.training.schedule import Schedule
 from robseg.training.stopping import Stop

@@ -24,8 +24,8 @@ from robseg.records.training_run import CHECKPOINTS, RECIPE
 from robseg.report.training_page import write_training_report
 from robseg.training.loop import fit
 from robseg.training.network import build
-from robseg.training.recipe import Recipe
-from robseg.training.recipe_files import load_recipe
+from robseg.training.recipes.files import load_recipe
+from robseg.training.recipes.recipe import Recipe
 from robseg.training.run_folder import ModelInfo, TrainingFolder
 from robseg.training.together import Group, join_group
 

@@ -14,10 +14,10 @@ from robseg.loading.model_folder import is_foreign
 from robseg.records.training_run import RECIPE
 from robseg.records.yaml_files import PeoplesLoader, read_yaml
 from robseg.training.inner_attack import AttackSettings
-from robseg.training.recipe import Recipe
-from robseg.training.recipe_check import check_keys, has_key, validated
+from robseg.training.recipes.check import check_keys, has_key, validated
+from robseg.training.recipes.recipe import Recipe
 
-FOLDER = Path(__file__).with_name("recipes")
+FOLDER = Path(__file__).parent
 ABSTRACT = "_"
 """Recipes of this first letter are there to be inherited from: they are incomplete and not listed."""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from robseg.errors import UserError
-from robseg.training.recipe import Recipe
+from robseg.training.recipes.recipe import Recipe
 
 
 def check_keys(content: Any, origin: str, section: Any = Recipe, at: str = "") -> None:
