@@ -10,8 +10,15 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import robseg
+from robseg.data.base import Dataset
 from robseg.models.dropout import Dropout2d
 from robseg.models.small_unet import small_unet
+from robseg.models.wrapper import SegmentationModel
+from robseg.records.training_run import read_metrics
+from robseg.training.loop import Trained
+from robseg.training.recipes.recipe import Recipe
+from robseg.training.together import Group
 
 RECIPE: dict[str, Any] = {
     "data": {
@@ -76,3 +83,24 @@ class NoNumber(nn.Module):
         self.calls += self.training
         logits: Tensor = self.inner(images)
         return logits * (self.value if self.calls >= self.bad else 1)
+
+
+ALONE = Group(0, 1, torch.device("cpu"), lambda: None)
+
+
+def fresh(seed: int = 0, num_classes: int = 6, width: int = 4) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return small_unet(num_classes, width)
+
+
+def fit(network: nn.Module, data: Dataset, settings: Recipe, group: Group = ALONE) -> Trained:
+    return robseg.training.loop.fit(SegmentationModel(network), data, settings, group=group)
+
+
+def train(out: Path, progress: Any = False, **changes: Any) -> robseg.training.train.TrainingResult:
+    return robseg.train(recipe(**changes), out=out, device="cpu", progress=progress)
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder) if "loss" in line]

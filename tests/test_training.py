@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import robseg
 from robseg.data import open_data
-from robseg.data.base import IGNORE_INDEX, Dataset
+from robseg.data.base import IGNORE_INDEX
 from robseg.data.loader import training_batches
 from robseg.data.samples import SampleList
 from robseg.data.sets.shapes import Shapes
@@ -29,40 +29,16 @@ from robseg.models.architectures import ARCHITECTURES
 from robseg.models.ddcat import DDCAT
 from robseg.models.dilated import ASPP, DilatedSegmenter
 from robseg.models.dropout import Dropout2d
-from robseg.models.small_unet import small_unet
 from robseg.models.vit import Block
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.training_run import read_metrics
 from robseg.training.batch_norm import SharedBatchNorm2d, share_batch_norm
 from robseg.training.inner_attack import perturb
-from robseg.training.loop import Trained
 from robseg.training.network import build
 from robseg.training.recipes.files import load_recipe
-from robseg.training.recipes.recipe import Recipe
 from robseg.training.schedule import Schedule
-from robseg.training.together import Group
 from robseg.training.trainee import Trainee
-from small_runs import NoNumber, distance, recipe, same, weights
-
-ALONE = Group(0, 1, torch.device("cpu"), lambda: None)
-
-
-def fresh(seed: int = 0, num_classes: int = 6, width: int = 4) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return small_unet(num_classes, width)
-
-
-def fit(network: nn.Module, data: Dataset, settings: Recipe, group: Group = ALONE) -> Trained:
-    return robseg.training.loop.fit(SegmentationModel(network), data, settings, group=group)
-
-
-def train(out: Path, progress: Any = False, **changes: Any) -> robseg.training.train.TrainingResult:
-    return robseg.train(recipe(**changes), out=out, device="cpu", progress=progress)
-
-
-def steps_of(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(folder) if "loss" in line]
+from small_runs import distance, fit, fresh, recipe, same, steps_of, train, weights
 
 
 @pytest.mark.parametrize("method", ["clean", "at", "sat"])
@@ -332,6 +308,21 @@ def test_data_and_networks_of_ones_own(tmp_path: Path) -> None:
     assert result.recipe.optimiser.lr == 1e-3
 
 
+def test_a_validation_over_windows_is_that_of_an_evaluation_over_windows(tmp_path: Path) -> None:
+    found = {}
+    for window in (None, 20):
+        result = train(tmp_path / str(window), steps=2, validation={"times": 1, "window": window})
+        found[window] = result.validation["validation"]["clean"]["aacc"]
+    again = robseg.evaluate(
+        str(tmp_path / "20"), "shapes?split=val&count=5&size=32", eps=4, attack="fgsm", window=20, device="cpu",
+        out=tmp_path / "eval", progress=False,
+    )  # fmt: skip
+    assert again.clean.aacc == pytest.approx(found[20], abs=1e-6)
+    assert found[20] != found[None]
+    assert "--window 20" in (tmp_path / "20" / "report.html").read_text()
+    assert "--window" not in (tmp_path / "None" / "report.html").read_text()
+
+
 def test_a_backbone_and_a_checkpoint_are_where_a_training_begins(tmp_path: Path) -> None:
     first = train(tmp_path / "first")
     settings = load_recipe(recipe(model={"checkpoint": str(first.folder / "model.safetensors")}))
@@ -347,95 +338,6 @@ def test_a_backbone_and_a_checkpoint_are_where_a_training_begins(tmp_path: Path)
         build(load_recipe(recipe(model={"backbone": str(first.folder / "model.safetensors")})), 6)
     with pytest.raises(UserError, match="depth"):
         build(load_recipe(recipe(model={"arguments": {"depth": 3}})), 6)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_names_step_rate_and_the_last_good_state(value: float) -> None:
-    settings = load_recipe(recipe(steps=4, schedule={"warmup": 0.0}))
-    with pytest.raises(UserError, match=r"(nan|inf) at step 3, rate 0\.005; last good checkpoint: none"):
-        fit(NoNumber(fresh(), 3, value), open_data(recipe()["data"]["train"]), settings)
-
-
-def test_a_training_that_diverges_leaves_its_last_good_state(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"diverged.*checkpoints holds step 1;"):
-        train(tmp_path, optimiser={"lr": 1e30}, schedule={"warmup": 0.0}, checkpoint_minutes=0)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.pt"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"data": {"validation": "shapes?split=val&size=32", "train": "folder:{root}?classes=3", "root": "X"}}, ["X"]),
-        ({"data": {"train": "shapes:{root}"}}, ["data.root=FOLDER"]),
-        ({"method": "ddcat"}, ["ddcat", "SmallUNet"]),
-        ({"method": "sat", "batch_size": 3, "micro_batch": 1}, ["sat", "1 images at a time"]),
-        ({"tensorboard": True}, ["tensorboard"]),
-    ],
-)
-def test_what_does_not_fit_is_said_in_one_sentence(
-    changes: dict[str, Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError) as said:
-        train(tmp_path / "run", **changes)
-    assert all(word in str(said.value) for word in words), said.value
-    assert "\n" not in str(said.value)
-
-
-def test_classes_that_differ_are_refused(tmp_path: Path) -> None:
-    def data(names: list[str]) -> SampleList:
-        named = robseg.data.classes.named_classes(names, "test")
-        return SampleList([(torch.rand(3, 32, 32), torch.zeros(32, 32, dtype=torch.int64), "x")], named)
-
-    def run(ours: list[str], theirs: list[str]) -> None:
-        robseg.train(
-            recipe(steps=1, validation={"times": 1}), out=tmp_path, train_data=data(ours), validation_data=data(theirs),
-            device="cpu", progress=False,
-        )  # fmt: skip
-
-    with pytest.raises(UserError, match=r"2 classes.*3"):
-        run(["a", "b"], ["a", "b", "c"])
-    with pytest.raises(UserError, match=r"Class 1 is 'b'.*'c'"):
-        run(["a", "b"], ["a", "c"])
-    with pytest.raises(UserError, match=r"gives 3 classes.*has 6"):
-        fit(
-            SegmentationModel(fresh(num_classes=3)),
-            open_data(recipe()["data"]["train"]),
-            load_recipe(recipe()),
-            group=ALONE,
-        )
-
-
-@pytest.mark.parametrize(
-    ("changes", "processes", "words"),
-    [
-        ({"batch_size": 4}, 3, "batch_size 4.*3 processes"),
-        ({"batch_size": 12, "micro_batch": 4}, 2, "6 images.*micro_batch 4"),
-        ({"batch_size": 6, "method": "sat"}, 2, "'sat'.*3 images"),
-    ],
-)
-def test_batches_that_processes_cannot_share(changes: dict[str, Any], processes: int, words: str) -> None:
-    group = Group(0, processes, torch.device("cpu"), lambda: None)
-    with pytest.raises(UserError, match=words):
-        fit(
-            SegmentationModel(fresh()),
-            open_data(recipe()["data"]["train"]),
-            load_recipe(recipe(**changes)),
-            group=group,
-        )
-
-
-def test_a_folder_that_is_in_the_way_or_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        train(tmp_path / "file" / "run")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("")
-    with pytest.raises(UserError, match="not empty"):
-        train(tmp_path / "full")
-    with pytest.raises(UserError, match=r"/proc.*choose another"):
-        train(Path("/proc/robseg-run"))
-    assert (tmp_path / "full" / "thesis.txt").is_file()
 
 
 def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,9 @@ def commands(training: Training) -> list[tuple[str, str]]:
         data = _data(recipe["data"]["validation"] or GIVEN, recipe) or "YOUR_VALIDATION_DATA"
         train = _data(recipe["data"]["train"], recipe) or "YOUR_TRAINING_DATA"
         out = folder.with_name(f"{folder.name}-sea")
+        window = recipe["validation"].get("window")
+        if window is not None:
+            model += ["--window", str(window)]
         evaluate = ("robseg", "evaluate", *model, "--data", data, "--train-data", train, "--eps", "4", "--eps", "8")
         look = _line(*evaluate, "--limit", "20", "--steps", "50", "--out", f"{out}-first")
         found.append(("A first look at its robustness", look))
