@@ -81,7 +81,8 @@ def check_outputs(trainee: Trainee, images: Tensor, data: Dataset) -> None:
         logits = trainee(images)
     if logits.shape[1] != len(data.classes):
         raise UserError(
-            f"The network gives {logits.shape[1]} classes, and '{data.name}' has {len(data.classes)}; make them agree."
+            f"The network gives {logits.shape[1]} classes, and '{data.name}' has {len(data.classes)}; make them agree, "
+            "a pre-trained network by a new head."
         )
 
 
