@@ -2,8 +2,12 @@
 
     python experiments/pirat_miniature.py
 
+    python experiments/pirat_miniature.py --pretraining-images 512 --training-images 512 --pretraining-steps 3000 \
+        --name pirat-same-images
+
 Two small ConvNeXts with convolutional stem are pre-trained on a classification task made of the embedded data set:
-crops labelled by the class of most of their pixels. One is trained plainly, the other adversarially, both for the same
+crops labelled by the class of most of their pixels. As with ImageNet and VOC, there are far more pictures of the task than
+labelled images to fine-tune on; the second command has the same pictures for both. One is trained plainly, the other adversarially, both for the same
 number of steps. From each, and from fresh weights, a UPerNet is fine-tuned with the same adversarial training for
 several budgets, every budget with a schedule of its own (arXiv 2306.12941). Expected: the robust start reaches the
 robustness of the plain one in a fraction of the steps (published: up to six times fewer).
@@ -116,7 +120,10 @@ class _AsMap(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretraining-steps", type=int, default=3000)
+    parser.add_argument("--pretraining-steps", type=int, default=4000)
+    parser.add_argument("--pretraining-images", type=int, default=4096, help="whose crops are the classification task")
+    parser.add_argument("--training-images", type=int, default=64, help="to fine-tune on")
+    parser.add_argument("--name", default="pirat-miniature", help="of the results")
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 400, 800])
     parser.add_argument("--images", type=int, default=48, help="images that are judged")
     parser.add_argument("--sea-steps", type=int, default=20, help="steps of each of the attacks of SEA")
@@ -128,10 +135,11 @@ def main() -> None:
 
 def run(seed: int, arguments: argparse.Namespace) -> dict[str, dict[int, dict[str, float | None]]]:
     """Of every start and budget: mIoU clean and in the worst case of SEA, aAcc there."""
-    data, out = Shapes(512, split="train"), arguments.out / f"seed-{seed}"
+    data, out = Shapes(arguments.training_images, split="train"), arguments.out / f"seed-{seed}"
+    pictures = Shapes(arguments.pretraining_images, split="train")
     found: dict[str, dict[int, dict[str, float | None]]] = {start: {} for start in STARTS}
     for start in STARTS:
-        weights = None if start == "fresh" else backbone(data, start, seed, arguments.pretraining_steps, out)
+        weights = None if start == "fresh" else backbone(pictures, start, seed, arguments.pretraining_steps, out)
         for budget in arguments.budgets:
             folder = out / f"{start}-{budget}"
             fine_tune(weights, data, budget, seed, folder)
@@ -213,8 +221,9 @@ def report(runs: dict[int, Any], arguments: argparse.Namespace) -> None:
     robust = curve(runs, "robust")
     text = (
         f"mIoU in % clean / in the worst case of SEA ({arguments.sea_steps} steps) at {EPS:g}/255 on "
-        f"{arguments.images} images, after so many steps of the same adversarial training; backbones of "
-        f"{arguments.pretraining_steps} steps; seeds {', '.join(map(str, runs))}, mean ± standard deviation.\n\n"
+        f"{arguments.images} images, after so many steps of the same adversarial training on "
+        f"{arguments.training_images} images; backbones of {arguments.pretraining_steps} steps on crops of "
+        f"{arguments.pretraining_images}; seeds {', '.join(map(str, runs))}, mean ± standard deviation.\n\n"
         + table(["steps", *STARTS.values()], rows)
     )
     for start in ("plain", "fresh"):
@@ -223,12 +232,12 @@ def report(runs: dict[int, Any], arguments: argparse.Namespace) -> None:
         text += f"\nSteps that the robust backbone takes to the mean robust mIoU of: {STARTS[start]}.\n\n"
         text += table(header, reached)
     said = {key: value for key, value in vars(arguments).items() if key != "out"}
-    keep("pirat-miniature", text, {"arguments": said, "found": runs})
+    keep(arguments.name, text, {"arguments": said, "found": runs})
     curves = {
         label: [(float(budget), values(start, budget, "robust")) for budget in arguments.budgets]
         for start, label in STARTS.items()
     }
-    draw("pirat-miniature", curves, x="steps of adversarial training", y="mIoU under SEA in %", log=True)
+    draw(arguments.name, curves, x="steps of adversarial training", y="mIoU under SEA in %", log=True)
 
 
 if __name__ == "__main__":
