@@ -11,14 +11,18 @@ from torch import Tensor
 
 from robseg.attacks.objectives import Objective
 from robseg.attacks.problem import (
+    NEVER,
     AttackResult,
     Model,
     Problem,
     attacked,
     check_perturbation,
     generators,
+    in_own_mode,
+    loss_type,
     make_problem,
     objective_name,
+    shares_right,
 )
 from robseg.attacks.threat import Threat
 
@@ -28,6 +32,7 @@ REDUCED_STAGES = ((0.3, 2.0), (0.3, 1.5), (None, 1.0))
 """Share of the steps and multiple of eps of each stage of the reduced radius; None takes what is left."""
 
 
+@in_own_mode
 def apgd(
     model: Model,
     images: Tensor,
@@ -92,8 +97,12 @@ def apgd(
             else:
                 point = best.fewest_point[rows]
             best.merge(rows, _run(part, point, stages))
+        accuracy = shares_right(problem, best.fewest_point, best.correct, (best.correct < NEVER) | (counted == 0))
     check_perturbation(images, best.fewest_point, eps, problem.threat)
-    return best.result(counted)
+    return AttackResult(
+        best.fewest_point, accuracy, best.loss, best.loss_point,
+        best.forward_passes, best.backward_passes, best.invalid_points,
+    )  # fmt: skip
 
 
 def _stages(steps: int, eps: float, radius: Radius) -> list[tuple[int, float]]:
@@ -120,15 +129,15 @@ class _Best:
 
     @classmethod
     def at(cls, problem: Problem, point: Tensor) -> _Best:
-        """Nothing found yet: one more pixel right than there are, so that any first look is better."""
-        correct = problem.counted() + 1
+        """Nothing found yet."""
+        correct = torch.full_like(problem.counted(), NEVER)
         none = torch.zeros_like(correct)
-        loss = torch.full((len(point),), -torch.inf, dtype=point.dtype, device=point.device)
+        loss = torch.full((len(point),), -torch.inf, dtype=loss_type(point), device=point.device)
         return cls(point.clone(), correct, point.clone(), loss, none.clone(), none.clone(), none.clone())
 
     def merge(self, rows: Tensor, new: _Best) -> None:
         """Take over, for the images `rows`, what a further run found; on equal accuracy the later point stays."""
-        better = new.correct <= self.correct[rows]
+        better = (new.correct <= self.correct[rows]) & (new.correct < NEVER)
         self.fewest_point[rows[better]] = new.fewest_point[better]
         self.correct[rows[better]] = new.correct[better]
         higher = new.loss > self.loss[rows]
@@ -137,13 +146,6 @@ class _Best:
         self.forward_passes[rows] += new.forward_passes
         self.backward_passes[rows] += new.backward_passes
         self.invalid_points[rows] += new.invalid_points
-
-    def result(self, counted: Tensor) -> AttackResult:
-        accuracy = torch.where(counted > 0, self.correct / counted.clamp_min(1).double(), torch.nan)
-        return AttackResult(
-            self.fewest_point, accuracy, self.loss, self.loss_point,
-            self.forward_passes, self.backward_passes, self.invalid_points,
-        )  # fmt: skip
 
 
 def _run(problem: Problem, point: Tensor, stages: list[tuple[int, float]]) -> _Best:
@@ -238,7 +240,8 @@ def _step(problem: Problem, best: _Best, path: _Path, eps: float, i: int, steps:
 
 def _remember(best: _Best, rows: Tensor, point: Tensor, tracked: Tensor, correct: Tensor) -> Tensor:
     """Update both bests; on equal accuracy the later point stays. Returns where the tracked loss is a new high."""
-    fewer = correct <= best.correct[rows]
+    tracked = tracked.to(best.loss.dtype)
+    fewer = (correct <= best.correct[rows]) & (correct < NEVER)
     best.correct[rows] = torch.where(fewer, correct, best.correct[rows])
     best.fewest_point[rows] = torch.where(fewer.view(-1, 1, 1, 1), point, best.fewest_point[rows])
     higher = tracked > best.loss[rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class AttackConfig:
     method: "apgd", or "pgd" with a constant step.
     alpha: PGD's step in the images' units; None: eps itself (FGSM).
     tracked, radius: APGD only. keep: PGD only. The rest as in `robseg.apgd` and `robseg.pgd`.
+
+    Raises UserError for unknown names, values out of range, and what the method does not have.
     """
 
     name: str
@@ -41,6 +44,24 @@ class AttackConfig:
         for objective in filter(None, (self.objective, self.tracked)):
             if objective not in OBJECTIVES:
                 raise unknown_name("objective", objective, OBJECTIVES)
+        if not self.name or self.name == "clean":
+            raise UserError(f"An attack cannot be called '{self.name}'; give it another name.")
+        for key, allowed in (("method", ("apgd", "pgd")), ("radius", get_args(Radius)), ("keep", get_args(Keep))):
+            if getattr(self, key) not in allowed:
+                raise UserError(
+                    f"{key} of the attack '{self.name}' is '{getattr(self, key)}'; it must be {' or '.join(allowed)}."
+                )
+        for key in ("steps", "restarts"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key} of the attack '{self.name}' is {getattr(self, key)}; it must be at least 1.")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise UserError(f"alpha of the attack '{self.name}' is {self.alpha}; it must be finite and above 0.")
+        idle = {"alpha": None, "keep": "best"} if self.method == "apgd" else {"tracked": None, "radius": "constant"}
+        for key, value in idle.items():
+            if getattr(self, key) != value:
+                raise UserError(
+                    f"{key} of the attack '{self.name}' changes nothing: {self.method.upper()} has none; leave it out."
+                )
 
     def run(
         self,
@@ -177,8 +198,8 @@ def _with_options(config: AttackConfig, text: str, options: dict[str, str]) -> A
     if changes.get("restarts", config.restarts) > 1 and not changes.get("random_start", config.random_start):
         raise UserError(f"The attack '{text}' asks for restarts without a random start, which would all be the same.")
     if "alpha" in changes:
-        if not changes["alpha"] > 0:
-            raise UserError(f"The option alpha of the attack '{text}' must be above 0 (in n/255).")
+        if not 0 < changes["alpha"] < math.inf:
+            raise UserError(f"The option alpha of the attack '{text}' must be above 0 and finite (in n/255).")
         changes["alpha"] /= 255
     # The options stay visible wherever the attack is named.
     suffix = ",".join(f"{key}={value}" for key, value in options.items())

@@ -10,20 +10,25 @@ from torch import Tensor
 
 from robseg.attacks.objectives import Objective
 from robseg.attacks.problem import (
+    NEVER,
     AttackResult,
     Model,
     Problem,
     attacked,
     check_perturbation,
     generators,
+    in_own_mode,
+    loss_type,
     make_problem,
     objective_name,
+    shares_right,
 )
 from robseg.attacks.threat import Threat
 
 Keep = Literal["best", "last"]
 
 
+@in_own_mode
 def pgd(
     model: Model,
     images: Tensor,
@@ -64,30 +69,38 @@ def pgd(
         raise ValueError("restarts without a random start would all be the same run")
     counted = problem.counted()
     best_point, best_loss_point = images.clone(), images.clone()
-    correct, best_loss = counted + 1, torch.full_like(counted, -torch.inf, dtype=images.dtype)
+    correct, best_loss = torch.full_like(counted, NEVER), torch.full_like(counted, -torch.inf, dtype=loss_type(images))
     forward, backward, invalid = (torch.zeros_like(counted) for _ in range(3))
     with attacked(model):
         for restart in range(restarts):
             point = _random_point(problem, eps, objective, restart, seed, image_ids) if random_start else images
+            last, last_correct = images, torch.full_like(counted, NEVER)
             for i in range(steps + 1):
                 look = problem.look(point, progress=i / steps, gradient=i < steps)
                 forward += counted > 0
                 backward += (counted > 0) & (i < steps)
                 invalid += ~look.valid
+                # The last iterate is the last at which the model's answer was a number.
+                last = torch.where(look.valid.view(-1, 1, 1, 1), point, last)
+                last_correct = torch.where(look.valid, look.correct, last_correct)
                 if keep == "best" or i == steps:
-                    fewer = (look.correct <= correct) & (counted > 0)
-                    correct = torch.where(fewer, look.correct, correct)
-                    best_point = torch.where(fewer.view(-1, 1, 1, 1), point, best_point)
-                higher = look.tracked > best_loss
-                best_loss = torch.where(higher, look.tracked, best_loss)
+                    seen = look.correct if keep == "best" else last_correct
+                    fewer = (seen <= correct) & (seen < NEVER) & (counted > 0)
+                    correct = torch.where(fewer, seen, correct)
+                    taken = point if keep == "best" else last
+                    best_point = torch.where(fewer.view(-1, 1, 1, 1), taken, best_point)
+                tracked = look.tracked.to(best_loss.dtype)
+                higher = tracked > best_loss
+                best_loss = torch.where(higher, tracked, best_loss)
                 best_loss_point = torch.where(higher.view(-1, 1, 1, 1), point, best_loss_point)
                 if i < steps:
                     point = _moved(problem, point, look.gradient, eps, alpha)
+        accuracy = shares_right(problem, best_point, correct, (correct < NEVER) | (counted == 0))
     check_perturbation(images, best_point, eps, problem.threat)
-    accuracy = torch.where(counted > 0, correct / counted.clamp_min(1).double(), torch.nan)
     return AttackResult(best_point, accuracy, best_loss, best_loss_point, forward, backward, invalid)
 
 
+@in_own_mode
 def ascend(
     model: Model,
     images: Tensor,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,6 +19,8 @@ from robseg.models.modes import attack_mode
 from robseg.seeding import image_generator
 
 Model = Callable[[Tensor], Tensor]
+Arguments = ParamSpec("Arguments")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,15 @@ class AttackResult:
     invalid_points: Tensor
 
 
+NEVER = torch.iinfo(torch.int64).max
+"""Stands for the pixels right at a point where the model's answer is no number: more than any image has."""
+
+
 class Look(NamedTuple):
-    """The model's answer at one point per image: tracked loss, pixels right, gradient of the objective, validity."""
+    """The model's answer at one point per image: tracked loss, pixels right, gradient of the objective, validity.
+
+    Where it is not valid the loss is -inf, the pixels right are NEVER, and the gradient is 0 where it is no number.
+    """
 
     tracked: Tensor
     correct: Tensor
@@ -63,6 +73,7 @@ class Problem:
     class_weights: Tensor | None
     threat: Threat
     ignore_index: int
+    highest_label: int
 
     def select(self, rows: Tensor) -> Problem:
         """The same problem for some of the images."""
@@ -84,7 +95,7 @@ class Problem:
         with torch.set_grad_enabled(gradient):
             points = points.detach().requires_grad_(gradient)
             logits = self.model(points)
-            check_logits(logits, points)
+            self.check(logits, points)
             known: dict[str, Any] = {"ignore_index": self.ignore_index, "class_weights": self.class_weights}
             known |= {"progress": progress, "right": is_right(logits, self.labels, ignore_index=self.ignore_index)}
             if "cross_entropy" in objective_arguments(self.objective) or ce in (self.objective, self.tracked):
@@ -94,20 +105,32 @@ class Problem:
             same = self.tracked is self.objective
             tracked = per_pixel if same else _value(self.tracked, logits, self.labels, known)
             tracked = tracked.detach().flatten(1).mean(1)
-            valid = tracked.isfinite()
-            # A NaN answer is the model breaking down, not an attack succeeding.
-            correct = torch.where(valid, known["right"].flatten(1).sum(1), self.counted())
+            # A NaN answer is the model breaking down, not an attack succeeding, even where no pixel counts; one sum
+            # is cheaper than a look at every logit.
+            valid = tracked.isfinite() & logits.detach().flatten(1).sum(1, dtype=tracked.dtype).isfinite()
+            correct = torch.where(valid, known["right"].flatten(1).sum(1), NEVER)
         # The backward pass reuses the memory of the logits, which are the largest tensor here.
         del logits, known
         slope = _slope(per_pixel, points) if gradient else torch.zeros_like(points)
         return Look(torch.where(valid, tracked, -math.inf), correct, slope, valid)
+
+    def check(self, logits: Tensor, points: Tensor) -> None:
+        """ValueError unless the logits are what the labels and class weights ask for."""
+        check_logits(logits, points)
+        classes = logits.shape[1]
+        if self.highest_label >= classes:
+            raise ValueError(f"labels hold {self.highest_label}, but the model gives {classes} classes")
+        if self.class_weights is not None and self.class_weights.shape[-1] != classes:
+            raise ValueError(
+                f"class_weights are for {self.class_weights.shape[-1]} classes, but the model gives {classes}"
+            )
 
     def gradient(self, points: Tensor, *, progress: float) -> Tensor:
         """The gradient that `look` finds, by the same two passes and without judging the points."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             logits = self.model(points)
-            check_logits(logits, points)
+            self.check(logits, points)
             known: dict[str, Any] = {"ignore_index": self.ignore_index, "class_weights": self.class_weights}
             per_pixel = _value(self.objective, logits, self.labels, known | {"progress": progress})
         return _slope(per_pixel, points)
@@ -150,6 +173,12 @@ def make_problem(
         raise ValueError(
             f"labels must be (B, H, W) like the images, got {tuple(labels.shape)} for {tuple(images.shape)}"
         )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    labels = labels.long()
+    known = labels[labels != ignore_index]
+    if known.numel() and int(known.min()) < 0:
+        raise ValueError(f"labels must be 0 or more, or {ignore_index} where ignored, got {int(known.min())}")
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError("images must lie in [0, 1]; normalisation belongs inside the model (SegmentationModel)")
     if not (math.isfinite(eps) and eps >= 0):
@@ -165,7 +194,29 @@ def make_problem(
         threat = THREATS[threat]
     if class_weights is not None:
         class_weights = class_weights.to(images.device, images.dtype)
-    return Problem(model, images, labels, objective, tracked, class_weights, threat, ignore_index)
+        if not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
+            raise ValueError("class_weights must be finite numbers of 0 or more")
+    highest = int(known.max()) if known.numel() else -1
+    return Problem(model, images, labels, objective, tracked, class_weights, threat, ignore_index, highest)
+
+
+def shares_right(problem: Problem, points: Tensor, correct: Tensor, found: Tensor) -> Tensor:
+    """Shares of counted pixels right (B,) float64 at what an attack returns; NaN where none counts.
+
+    correct: pixels right, (B,); found: where a valid point was looked at. For the other images, which come back as
+    `points`, one look more tells; where even that is no number, every pixel is taken for right.
+    """
+    counted = problem.counted()
+    if not bool(found.all()):
+        rows = (~found).nonzero().flatten()
+        seen = problem.select(rows).look(points[rows], progress=0.0, gradient=False).correct
+        correct = correct.index_copy(0, rows, torch.minimum(seen, counted[rows]))
+    return torch.where(counted > 0, correct / counted.clamp_min(1).double(), torch.nan)
+
+
+def loss_type(images: Tensor) -> torch.dtype:
+    """In what losses of images are kept: float32 also for narrower images."""
+    return torch.promote_types(images.dtype, torch.float32)
 
 
 def find_objective(objective: str | Objective) -> Objective:
@@ -188,6 +239,23 @@ def generators(seed: int, image_ids: Sequence[str] | None, count: int, stream: s
     if len(ids) != count:
         raise ValueError(f"{len(ids)} image ids for {count} images")
     return [image_generator(seed, image_id, stream) for image_id in ids]
+
+
+def in_own_mode(attack: Callable[Arguments, Found]) -> Callable[Arguments, Found]:
+    """The attack with gradients, whatever its caller has switched off: `torch.no_grad` or `torch.inference_mode`."""
+
+    @functools.wraps(attack)
+    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Found:
+        with torch.inference_mode(False), torch.enable_grad():
+            # Tensors of inference mode cannot be differentiated through; copies of them can.
+            copied = [_usable(value) for value in arguments]
+            return attack(*copied, **{key: _usable(value) for key, value in named.items()})  # type: ignore[arg-type]
+
+    return run
+
+
+def _usable(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def attacked(model: Model) -> AbstractContextManager[None]:

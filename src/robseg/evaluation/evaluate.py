@@ -8,18 +8,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from robseg.attacks.catalogue import AttackConfig, find_attacks
 from robseg.data import Dataset
+from robseg.errors import UserError
 from robseg.evaluation.judge import Batch, Condition, conditions, judge, keep_worst
-from robseg.evaluation.prepare import Job, prepare
+from robseg.evaluation.prepare import Job, begin, prepare
 from robseg.evaluation.processes import join_processes
 from robseg.evaluation.progress import Listener, Stages, stages
 from robseg.evaluation.scoring import make_result
 from robseg.evaluation.survey import batches
-from robseg.models.probe import probe
+from robseg.models.probe import check_answer, probe
 from robseg.models.wrapper import Precision
 from robseg.records.files import write_text
 from robseg.records.result import Result, read_result
@@ -75,20 +77,25 @@ def evaluate(
     UserError, one sentence, for what the caller can mend.
     """
     processes = join_processes(device)
-    with ExitStack() as until_done, stages(progress if processes.rank == 0 else False) as shown:
+    # A caller who has gradients switched off means its own passes, not the attacks.
+    modes = (torch.inference_mode(False), torch.enable_grad())
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        shown = stack.enter_context(stages(progress if processes.rank == 0 else False))
         job = prepare(
             model, data, train_data, processes, shown, out, precision,
             {
-                "eps": (eps,) if isinstance(eps, (int, float)) else tuple(eps), "norm": norm,
+                "eps": _radii(eps), "norm": norm,
                 "attacks": find_attacks([attack] if isinstance(attack, (str, AttackConfig)) else list(attack), steps),
                 "checkpoint": None if checkpoint is None else str(checkpoint), "classes": classes, "limit": limit,
                 "seed": seed, "save_images": save_images, "window": window, "long_side": long_side,
                 "mean": mean, "std": std, "batch_size": batch_size,
             },
-            until_done,
         )  # fmt: skip
         with _float32_arithmetic(tf32=job.settings.precision == "tf32"):
             warnings = _probe(job)
+            begin(job, stack)
             _attack_all(job, shown)
         processes.wait()
         if processes.rank == 0:
@@ -97,12 +104,29 @@ def evaluate(
     return read_result(job.folder.path)
 
 
+def _radii(eps: Any) -> tuple[float, ...]:
+    """One number or several, of whatever library, as floats."""
+    try:
+        if isinstance(eps, (str, bytes)):
+            raise TypeError
+        return (float(eps),) if np.ndim(eps) == 0 else tuple(float(radius) for radius in eps)
+    except (TypeError, ValueError):
+        raise UserError(f"eps is {eps!r}; it must be a number or a list of numbers, in n/255.") from None
+
+
 def _probe(job: Job) -> list[str]:
-    """Check the model on the first images that have counted pixels, as many of one size as there are up to a few."""
-    plan = batches(job.surveyed.sizes, min(PROBE_IMAGES, job.settings.batch_size))
-    chosen = next((b for b in plan if any(job.surveyed.counted[i] for i in b)), plan[0])
+    """Check the model on a few images of one size that have counted pixels, and on one image of every other size."""
+    plan = batches(job.surveyed.sizes, min(PROBE_IMAGES, max(job.settings.batch_size, 2)))
+    wanted = [indices for indices in plan if any(job.surveyed.counted[i] for i in indices)] or plan
+    # What an answer owes to the other images of the batch shows in a batch of several.
+    chosen = next((indices for indices in wanted if len(indices) > 1), wanted[0])
+    classes, seen = len(job.dataset.classes), {job.surveyed.sizes[chosen[0]]}
+    for indices in plan:
+        if job.surveyed.sizes[indices[0]] not in seen:
+            seen.add(job.surveyed.sizes[indices[0]])
+            check_answer(job.model, _load(job, indices[:1]).images, classes)
     batch = _load(job, chosen)
-    return probe(job.model, batch.images, batch.labels, len(job.dataset.classes))
+    return probe(job.model, batch.images, batch.labels, classes)
 
 
 def _load(job: Job, indices: Sequence[int]) -> Batch:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robseg.attacks.objectives import inverse_frequency_weights
@@ -18,7 +19,8 @@ from robseg.attacks.sea import needs_class_weights
 from robseg.data import Dataset, as_dataset, take
 from robseg.data.counts import class_pixels
 from robseg.errors import UserError
-from robseg.evaluation.processes import Processes
+from robseg.evaluation.judge import Condition, conditions
+from robseg.evaluation.processes import Processes, first_does
 from robseg.evaluation.progress import Stages
 from robseg.evaluation.survey import Survey, model_fingerprint, survey
 from robseg.loading.model_source import open_model
@@ -26,7 +28,7 @@ from robseg.models.sliding import with_window
 from robseg.models.wrapper import Precision, SegmentationModel
 from robseg.records.files import only_user
 from robseg.records.result import ClassWeights, ModelEntry
-from robseg.records.run_folder import RunFolder
+from robseg.records.run_folder import CLEAN, RunFolder
 from robseg.records.settings import Settings, make_settings
 
 
@@ -55,20 +57,18 @@ def prepare(
     out: str | Path | None,
     precision: Precision | None,
     values: dict[str, Any],
-    until_done: ExitStack,
 ) -> Job:
-    """Check what `robseg.evaluate` was given (`values`: the other settings), and begin or go on with its run folder.
+    """Check what `robseg.evaluate` was given (`values`: the other settings); nothing is written.
 
-    until_done: keeps the folder from other processes until it is closed.
-
-    Raises UserError, one sentence, for what does not fit; nothing is written before everything was checked.
+    Raises UserError, one sentence, for what does not fit.
     """
-    own = model.precision if isinstance(model, SegmentationModel) else "fp32"
+    own = _own_precision(model)
     settings = make_settings(
         model=model if isinstance(model, str) else _title(model), data=data if isinstance(data, str) else "given",
         train_data=train_data if isinstance(train_data, str) or train_data is None else "given",
         precision=precision or own, device=processes.device.type, **values,
     )  # fmt: skip
+    _refuse_shared_names(settings)
     dataset = as_dataset(data, settings.classes)
     if settings.limit is not None:
         dataset = take(dataset, settings.limit)
@@ -95,17 +95,53 @@ def prepare(
         raise UserError("Several processes need a run folder to share; give one with out.")
     path = Path(tempfile.mkdtemp(prefix="robseg-")) / "run" if out is None else Path(out)
     folder = RunFolder(path, len(dataset.classes), processes.rank)
-    if processes.rank == 0:
-        until_done.enter_context(only_user(path))
+    return Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)
+
+
+def begin(job: Job, until_done: ExitStack) -> None:
+    """Begin or go on with the run folder of a job, and keep it from other processes until `until_done` is closed.
+
+    Raises UserError, in all processes, where the folder holds something else or another run, is in use, or cannot be
+    written.
+    """
+    weights = job.weights
+
+    def first() -> None:
+        until_done.enter_context(only_user(job.folder.path))
         identity = {
             "robseg_version": version("robseg"),
-            "model_sha256": model_entry.sha256,
-            "data_sha256": surveyed.sha256,
+            "model_sha256": job.model_entry.sha256,
+            "data_sha256": job.surveyed.sha256,
             "class_weights_sha256": None if weights is None else hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
         }
-        folder.begin({"settings": settings.model_dump(mode="json"), "identity": identity})
-    processes.wait()
-    return Job(settings, dataset, surveyed, wrapped, model_entry, weights, entry, folder, processes)
+        job.folder.begin({"settings": job.settings.model_dump(mode="json"), "identity": identity})
+
+    first_does(job.processes.rank, job.processes.count, job.processes.device, first)
+
+
+def _refuse_shared_names(settings: Settings) -> None:
+    """What is found under a condition is filed under its name, so no two may have the same."""
+    known: dict[str, Condition] = {}
+    for condition in conditions(settings):
+        other = known.setdefault(condition.name, condition)
+        if other is condition:
+            continue
+        if other.attack is None or condition.attack is None or other.attack.name != condition.attack.name:
+            names = " and ".join(repr(c.attack.name if c.attack else CLEAN) for c in (other, condition))
+            raise UserError(f"The attacks {names} would be filed under one name; give one of them another name.")
+        raise UserError(
+            f"The radii {other.eps!r} and {condition.eps!r} would be filed under one name, as they differ by less than "
+            "a millionth; leave one of them away."
+        )
+
+
+def _own_precision(model: str | nn.Module) -> Precision:
+    """What the model computes in where nothing else is asked for."""
+    if isinstance(model, SegmentationModel):
+        return model.precision
+    if isinstance(model, nn.Module) and any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return "fp64"
+    return "fp32"
 
 
 def _title(model: nn.Module) -> str:
@@ -132,17 +168,17 @@ def _wrap(model: str | nn.Module, settings: Settings, num_classes: int) -> Segme
 def _class_weights(
     settings: Settings, dataset: Dataset, surveyed: Survey, train_data: Any, shown: Stages
 ) -> tuple[Tensor | None, ClassWeights | None]:
+    train = None if train_data is None else as_dataset(train_data, settings.classes)
     if not needs_class_weights(settings.attacks):
         return None, None
     pixels, source = surveyed.class_pixels, "evaluated labels"
-    if train_data is not None:
-        train = as_dataset(train_data, settings.classes)
+    if train is not None:
         if len(train.classes) != len(dataset.classes):
             raise UserError(f"The training data have {len(train.classes)} classes and the data {len(dataset.classes)}.")
         shown.begin("counting training labels", len(train))
         pixels, source = class_pixels(train, shown.advance), "training labels"
     if not bool((pixels > 0).any()):
-        if train_data is not None:
+        if train is not None:
             raise UserError("The training data have no counted pixel to take class weights from.")
         raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
     weights = inverse_frequency_weights(pixels)

@@ -43,6 +43,22 @@ def join_processes(device: str) -> Processes:
     return Processes(0, 1, find_device(device), lambda: None)
 
 
+def first_does(rank: int, count: int, device: torch.device, action: Callable[[], None]) -> None:
+    """Let the first process do something for all; what it says is wrong, all say, and none waits for it in vain."""
+    said: list[str | None] = [None]
+    try:
+        if rank == 0:
+            action()
+    except UserError as error:
+        if count == 1:
+            raise
+        said = [str(error)]
+    if count > 1:
+        torch.distributed.broadcast_object_list(said, 0, device=device)
+    if said[0] is not None:
+        raise UserError(said[0])
+
+
 def find_device(name: str) -> torch.device:
     """A device by name, "auto" for the GPU where there is one and else the CPU; UserError where it is not there."""
     if name == "auto":
@@ -52,8 +68,8 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"'{name}' is no device; use auto, cpu, cuda or cuda:1.") from None
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
         raise UserError(f"The device {name} cannot be used: {reason}; use auto or cpu.") from None
     return device

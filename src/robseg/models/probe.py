@@ -25,12 +25,20 @@ def probe(
     the other images of the batch, and of one whose input gradient is zero or NaN almost everywhere.
     """
     with attack_mode(model):
-        logits = _first_answer(model, images)
-        _check_answer(logits, images, num_classes)
+        logits = check_answer(model, images, num_classes)
         # What changes from call to call says nothing about the batch.
         doubt = _repeats(model, images, logits) or _depends_on_batch(model, images, logits)
         found = (doubt, _gradient_dies(model, images, labels, ignore_index))
         return [warning for warning in found if warning is not None]
+
+
+def check_answer(model: SegmentationModel, images: Tensor, num_classes: int) -> Tensor:
+    """The logits (B, C, H, W) of images (B, 3, H, W) in [0, 1]; UserError where the model fails on them, gives NaN or
+    infinite logits, or has another number of classes."""
+    with attack_mode(model):
+        logits = _first_answer(model, images)
+    _check_answer(logits, images, num_classes)
+    return logits
 
 
 def _first_answer(model: SegmentationModel, images: Tensor) -> Tensor:
@@ -101,12 +109,14 @@ def _gradient_dies(model: SegmentationModel, images: Tensor, labels: Tensor, ign
         x = images.detach().clone().requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(model(x), labels, ignore_index=ignore_index, reduction="sum")
         gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-    if not bool((labels != ignore_index).any()):
+    counted = labels != ignore_index
+    if not bool(counted.any()):
         return None
     dead = 1.0
     if gradient is not None:
         alive = gradient.isfinite() & (gradient != 0)
-        dead = 1 - alive.any(1).float().mean().item()
+        # Far from any counted pixel no image has a gradient.
+        dead = 1 - alive.any(1)[counted].float().mean().item()
     if dead < DEAD_SHARE:
         return None
     return (

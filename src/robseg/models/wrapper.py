@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -56,8 +57,10 @@ class SegmentationModel(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != 3:
                 raise UserError(f"{name} needs 3 values, for red, green and blue, not {len(values)}.")
-        if std is not None and not all(value > 0 for value in std):
-            raise UserError(f"std must be above 0 in every channel, not {list(std)}.")
+        if mean is not None and not all(math.isfinite(value) for value in mean):
+            raise UserError(f"mean must be finite in every channel, not {list(mean)}.")
+        if std is not None and not all(0 < value < math.inf for value in std):
+            raise UserError(f"std must be above 0 and finite in every channel, not {list(std)}.")
         self.network = network
         self.output = output
         # Not persistent: a state dict then holds the network's entries alone.

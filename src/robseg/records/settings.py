@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -12,6 +12,10 @@ from robseg.errors import UserError
 from robseg.models.wrapper import Precision
 
 SaveImages = Literal["no", "float", "8bit"]
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -34,14 +38,14 @@ class Settings(BaseModel):
     eps: tuple[float, ...] = Field(min_length=1)
     norm: Literal["linf", "l2"] = "linf"
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     precision: Precision = "fp32"
     save_images: SaveImages = "no"
     window: int | None = Field(default=None, ge=1)
     long_side: int | None = Field(default=None, ge=1)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[_Finite, _Finite, _Finite] | None = None
+    std: tuple[_Spread, _Spread, _Spread] | None = None
     device: str = "cpu"
     batch_size: int = Field(default=8, ge=1)
 
@@ -54,7 +58,8 @@ class Settings(BaseModel):
     def _radii_fit(self) -> Settings:
         for e in self.eps:
             if not (math.isfinite(e) and e >= 0) or (self.norm == "linf" and e > 255):
-                raise ValueError(f"eps must be between 0 and 255 (n/255), not {e:g}")
+                limits = "between 0 and 255 (n/255)" if self.norm == "linf" else "a finite number of 0 or more"
+                raise ValueError(f"eps must be {limits}, not {e:g}")
         return self
 
 

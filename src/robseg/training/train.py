@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from robseg.data import Dataset, as_dataset
 from robseg.data.classes import is_numbered
 from robseg.errors import UserError
+from robseg.evaluation.processes import first_does
 from robseg.evaluation.progress import Listener
 from robseg.loading.model_folder import GIVEN
 from robseg.models.architectures import ARCHITECTURES
@@ -44,6 +45,8 @@ class TrainingResult:
     best: dict[str, Any] | None
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     recipe: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -97,15 +100,18 @@ def train(
         validation = as_dataset(_source(resolved, resolved.data.validation or "", validation_data), classes)
         _same_classes(data, validation)
     model = build(resolved, len(data.classes), network)
-    with only_user(out) if group.rank == 0 else nullcontext():
-        folder = None
-        if group.rank == 0:
-            info = ModelInfo(
-                resolved.model.architecture, _arguments(resolved, data), data.classes, *model.normalisation(), data.name
-            )
-            folder = TrainingFolder(out, resolved, info)
+    info = ModelInfo(
+        resolved.model.architecture, _arguments(resolved, data), data.classes, *model.normalisation(), data.name
+    )
+    folder = TrainingFolder(out, resolved, info) if group.rank == 0 else None
+    with ExitStack() as until_done:
+
+        def begin() -> None:
+            assert folder is not None
+            until_done.enter_context(only_user(out))
             folder.begin(_description(resolved, data, validation, model.network, group))
-        group.wait()
+
+        first_does(group.rank, group.count, group.device, begin)
         done = fit(
             model, data, resolved,
             group=group, validation=validation, folder=folder, checkpoints=out / CHECKPOINTS, progress=progress,
