@@ -82,6 +82,8 @@ def prepare(
     surveyed = survey(dataset, shown.advance)
     if settings.save_images == "8bit" and not surveyed.on_8bit_grid:
         raise UserError("Images of this data set are not 8-bit, so rounding could leave the ball; save them as float.")
+    if not any(surveyed.counted):
+        raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
     weights, entry = _class_weights(settings, dataset, surveyed, train_data, shown)
     model_entry = ModelEntry(
         name=settings.model,
@@ -178,8 +180,6 @@ def _class_weights(
         shown.begin("counting training labels", len(train))
         pixels, source = class_pixels(train, shown.advance), "training labels"
     if not bool((pixels > 0).any()):
-        if train is not None:
-            raise UserError("The training data have no counted pixel to take class weights from.")
-        raise UserError(f"None of the {len(dataset)} images of '{dataset.name}' has a pixel that counts.")
+        raise UserError("The training data have no counted pixel to take class weights from.")
     weights = inverse_frequency_weights(pixels)
     return weights, ClassWeights(source=source, values=weights.tolist())

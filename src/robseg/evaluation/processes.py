@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ def join_processes(device: str) -> Processes:
                 f"{started} processes were started, but this one found {state.num_processes}; on a machine without "
                 "GPUs give --device cpu."
             )
+        # Left to the end of the interpreter, its threads would abort a process that ends with an error.
+        atexit.register(state.destroy_process_group)
         chosen = state.device if device in ("auto", "cpu") else find_device(device)
         return Processes(state.process_index, state.num_processes, chosen, state.wait_for_everyone)
     return Processes(0, 1, find_device(device), lambda: None)

@@ -66,6 +66,9 @@ def only_user(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held: who opens the file afterwards makes a new one, who has it open finds it gone.
+        if lock.is_locked:
+            (folder / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
