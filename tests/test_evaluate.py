@@ -298,6 +298,81 @@ def test_records_survive_the_disk(tmp_path):
         folder.records("bad")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"index": [0]}, r"index holds \[0\]"),
+        ({"index": -1}, "index holds -1"),
+        ({"target": [10**22, 7]}, "target holds 1000"),
+        ({"target": [7.5, 7]}, "target holds 7.5"),
+        ({"target": [7]}, "target and classes"),
+        ({"classes": [-1, 250]}, "classes holds -1"),
+        ({"classes": [3, 300]}, "classes holds 300"),
+        ({"classes": [3, 3]}, "classes do not go together"),
+        ({"union": None}, "union is no list"),
+        ({"seconds": "x"}, "seconds is x"),
+        ({"seconds": -1}, "seconds is -1"),
+        ({"forward_passes": None}, "forward_passes holds None"),
+        ({"target": [8, 7], "union": [8, 7]}, "count different label pixels of image 5"),
+    ],
+)
+def test_damaged_records_are_refused_with_the_line(tmp_path, changes, words):
+    good = {"index": 5, "id": "a", "classes": [3, 250], "intersection": [1, 2], "union": [7, 7], "target": [7, 7],
+            "forward_passes": 3, "backward_passes": 2, "invalid_points": 0, "seconds": 0.5}  # fmt: skip
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "clean.jsonl").write_text(json.dumps(good) + "\n")
+    (tmp_path / "records" / "bad.jsonl").write_text(
+        json.dumps({**good, "index": 6}) + "\n" + json.dumps(good | changes)
+    )
+    folder = RunFolder(tmp_path, 300)
+    assert set(folder.records("clean")) == {5}
+    # A last line without its end is still being written.
+    assert set(folder.records("bad")) == {6}
+    with (tmp_path / "records" / "bad.jsonl").open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(robseg.UserError, match=rf"bad\.jsonl, line 2.*{words}"):
+        folder.records("bad")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("format: 1\nsettings: []\nidentity: {}", r"settings must be a mapping, not \[\]"),
+        ("format: 1\nsettings: {}\nidentity: 5", "identity must be a mapping, not 5"),
+        ("format: 2\nsettings: {}\nidentity: {}", "has format 2"),
+        ("5", "does not describe"),
+    ],
+)
+def test_damaged_settings_are_refused(tmp_path, text, words):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(robseg.UserError, match=f"settings.yaml.*{words}"):
+        RunFolder(tmp_path, 3).begin({"settings": {}, "identity": {}})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ([{"name": "a" * 70, "steps": 3}], [{"name": "a" * 70, "steps": 5}], "attacks.0.steps is 3 there and 5 now"),
+        (["a" * 70, "b"], ["a" * 70], "there and ..."),
+        ("x" * 80 + "1", "x" * 80 + "2", f"is ...{'x' * 20}1 there and ...{'x' * 20}2 now"),
+    ],
+)
+def test_the_difference_of_long_settings_is_shown(tmp_path, before, now, said):
+    folder = RunFolder(tmp_path, 3)
+    folder.begin({"settings": {"attacks": before}, "identity": {}})
+    with pytest.raises(robseg.UserError) as error:
+        folder.begin({"settings": {"attacks": now}, "identity": {}})
+    assert said in str(error.value)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    folder = RunFolder(tmp_path, 3)
+    folder.begin({"settings": {}, "identity": {}})
+    (tmp_path / "records" / "clean.jsonl").mkdir(parents=True)
+    with pytest.raises(robseg.UserError, match=r"clean\.jsonl cannot be read: Is a directory"):
+        folder.begin({"settings": {}, "identity": {}})
+
+
 FACTORY = """
 import sys
 sys.path.insert(0, {tests!r})

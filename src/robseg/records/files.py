@@ -36,6 +36,15 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn missing permission, or a folder where a file should be, into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error: torch.save stumbles over its own tail, and raises that instead."""
     while error is not None:

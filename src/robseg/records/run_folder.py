@@ -14,6 +14,7 @@ is complete; files without one are written again.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,19 +23,24 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from robseg.errors import UserError
 from robseg.metrics.counts import Counts
-from robseg.records.files import LOCK, disk_errors, whole_file, write_text
+from robseg.records.files import LOCK, disk_errors, read_errors, whole_file, write_text
 from robseg.records.settings import first_difference
 
 FORMAT = 1
 CLEAN = "clean"
 MAY_CHANGE = ("batch_size",)
 """Settings in which a run may differ when it goes on: they change how long it takes, not what it finds."""
+
+
+SHORT = 60
+"""How many characters of a value an error shows."""
 
 
 def condition_name(eps: float, attack: str) -> str:
@@ -62,6 +68,7 @@ class RunFolder:
         self.path = path
         self.num_classes = num_classes
         self.rank = rank
+        self._labels: dict[int, tuple[str, NDArray[np.int64]]] = {}
 
     def begin(self, description: dict[str, Any]) -> bool:
         """Start a run here, or make sure that the one here is the same; True if it goes on.
@@ -73,15 +80,13 @@ class RunFolder:
         if file.is_file():
             stored = read_description(self.path)
             for part in ("settings", "identity"):
-                old, new = (
-                    {k: v for k, v in d.get(part, {}).items() if k not in MAY_CHANGE} for d in (stored, description)
-                )
+                old, new = ({k: v for k, v in d[part].items() if k not in MAY_CHANGE} for d in (stored, description))
                 found = first_difference(old, new)
                 if found:
-                    key, before, now = found
+                    key, before, now = _apart(*found)
                     raise UserError(
-                        f"{self.path} holds another run: {key} is {_short(before)} there and {_short(now)} now; "
-                        "choose another --out, or the same settings to go on with that run."
+                        f"{self.path} holds another run: {key} is {before} there and {now} now; choose another --out, "
+                        "or the same settings to go on with that run."
                     )
             self._mend_torn_lines()
             return True
@@ -93,11 +98,24 @@ class RunFolder:
         return False
 
     def records(self, condition: str) -> dict[int, Record]:
-        """All records of a condition by image index, from all processes."""
+        """All records of a condition by image index, from all processes.
+
+        Raises UserError, with the line, for one that is damaged: in itself, or in that it counts other label pixels
+        than one of the same image that was read before, as the label does not depend on the attack.
+        """
         found: dict[int, Record] = {}
         for file in self._files(condition):
-            for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
-                record = self._parse(line, f"{file}, line {number}")
+            with read_errors(file):
+                lines = file.read_bytes().split(b"\n")[:-1]
+            for number, line in enumerate(lines, 1):
+                where = f"{file}, line {number}"
+                record = self._parse(line, where)
+                other, target = self._labels.setdefault(record.index, (where, record.counts.target))
+                if not np.array_equal(target, record.counts.target):
+                    raise UserError(
+                        f"{where}, and {other}, count different label pixels of image {record.index}, so one of them "
+                        "is damaged; delete both lines and run again to make them anew."
+                    )
                 found[record.index] = record
         return found
 
@@ -154,7 +172,8 @@ class RunFolder:
     def _mend_torn_lines(self) -> None:
         """Cut the last line off where a process died while writing it."""
         for file in (self.path / "records").glob("*.jsonl"):
-            data = file.read_bytes()
+            with read_errors(file):
+                data = file.read_bytes()
             if data and not data.endswith(b"\n"):
                 with disk_errors(file), file.open("r+b") as stream:
                     stream.truncate(data.rfind(b"\n") + 1)
@@ -162,32 +181,50 @@ class RunFolder:
     def _parse(self, line: bytes, where: str) -> Record:
         try:
             entry = json.loads(line)
+            classes = _whole_numbers(entry, "classes", self.num_classes - 1)
             arrays = []
             for name in ("intersection", "union", "target"):
+                values = _whole_numbers(entry, name)
+                if not len(values) == len(classes) == len(set(classes)):
+                    raise ValueError(f"{name} and classes do not go together")
                 array = np.zeros(self.num_classes, dtype=np.int64)
-                array[entry["classes"]] = entry[name]
+                array[classes] = values
                 arrays.append(array)
-            return Record(
-                entry["index"], entry["id"], Counts(*arrays), entry["forward_passes"],
-                entry["backward_passes"], entry["invalid_points"], entry["seconds"],
-            )  # fmt: skip
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            forward, backward, invalid = (
+                _whole(entry[name], name) for name in ("forward_passes", "backward_passes", "invalid_points")
+            )
+            seconds = entry["seconds"]
+            if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+                raise ValueError(f"seconds is {_short(seconds)}")
+            index = _whole(entry["index"], "index")
+            return Record(index, str(entry["id"]), Counts(*arrays), forward, backward, invalid, float(seconds))
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"{where}, is damaged ({error}); delete the line and run again to make it anew.") from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The settings.yaml of a run; UserError where it is missing, damaged or of a newer format."""
+    """The settings.yaml of a run; UserError where it is missing, damaged or of a newer format.
+
+    Has "settings" and "identity", a mapping each.
+    """
     file = path / "settings.yaml"
     try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} holds no robseg evaluation (settings.yaml is missing).") from None
+        with read_errors(file):
+            if not file.exists():
+                raise UserError(f"{path} holds no robseg evaluation (settings.yaml is missing).")
+            stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}.") from None
     if not isinstance(stored, dict) or "settings" not in stored:
         raise UserError(f"{file} does not describe a robseg evaluation.")
     if stored.get("format") != FORMAT:
-        raise UserError(f"{file} has format {stored.get('format')}; this robseg reads format {FORMAT}.")
+        raise UserError(f"{file} has format {_short(stored.get('format'))}; this robseg reads format {FORMAT}.")
+    for part in ("settings", "identity"):
+        if not isinstance(stored.get(part), dict):
+            raise UserError(
+                f"{file} is damaged: {part} must be a mapping, not {_short(stored.get(part))}; choose another --out, "
+                "or delete the folder."
+            )
     return stored
 
 
@@ -207,6 +244,35 @@ def _escape(text: str) -> str:
     return re.sub(r"([*?\[\]])", r"[\1]", text)
 
 
+def _whole(value: Any, name: str, largest: int = 2**62) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+        raise ValueError(f"{name} holds {_short(value)}")
+    return value
+
+
+def _whole_numbers(entry: Any, name: str, largest: int = 2**62) -> list[int]:
+    values = entry[name]
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is no list")
+    return [_whole(value, name, largest) for value in values]
+
+
+def _apart(key: str, before: Any, now: Any) -> tuple[str, str, str]:
+    """What differs as (key, text, text), short, and so that the texts do differ: of long lists the entry that does."""
+    texts = str(before), str(now)
+    if max(map(len, texts)) <= SHORT:
+        return (key, *texts)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        place = next(i for i, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+        found = first_difference(before[place], now[place], f"{key}.{place}")
+        if found:
+            return _apart(*found)
+    same = next((i for i, (old, new) in enumerate(zip(*texts, strict=False)) if old != new), min(map(len, texts)))
+    start = max(0, same - SHORT // 3)
+    old, new = (("..." if start else "") + _short(text[start:]) for text in texts)
+    return key, old, new
+
+
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= SHORT else text[: SHORT - 3] + "..."
