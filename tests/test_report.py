@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -474,3 +475,46 @@ def test_phone_needs_no_sideways_scrolling(tmp_path: Path) -> None:
 def test_result_round_trip(run: Result) -> None:
     """What the helper writes is what an evaluation would: it passes the schema."""
     assert read_result(run.folder) == run
+    assert read_result(str(run.folder)) == run
+
+
+def _drop(content: dict[str, Any]) -> None:
+    del content["radii"][0]["attacks"][0]["scores"]["miou"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: c.update(schema_version=2), "has schema version 2, but this robseg reads version 1"),
+        (lambda c: c.pop("schema_version"), "has schema version None"),
+        (_drop, r"is damaged: radii\.0\.attacks\.0\.scores\.miou: field required"),
+        (lambda c: c["clean"]["class_iou"].pop(), r"clean\.class_iou has 3 values for 4 classes"),
+        (lambda c: c["radii"][1]["worst_case"]["class_iou"].pop(), r"radii\.1\.worst_case\.class_iou has 3 values"),
+        (lambda c: c["radii"].clear(), "radii is empty"),
+        (lambda c: c["data"]["classes"][1].update(colour=[1, 2, 300]), r"data\.classes\.1\.colour"),
+    ],
+)
+def test_damaged_results_are_refused_with_the_field(
+    tmp_path: Path, run: Result, damage: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    assert run.folder is not None
+    content = json.loads((run.folder / "result.json").read_text())
+    damage(content)
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"result.json.*{words}"):
+        read_result(tmp_path)
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("[]")
+    with pytest.raises(UserError, match="file holds no finished evaluation"):
+        read_result(file)
+    for content, words in ((b"[]", "no object"), (b"{", "damaged"), (b"\xff", "damaged")):
+        (tmp_path / "result.json").write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            read_result(tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_result(tmp_path)

@@ -6,6 +6,7 @@ fields may come without.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robseg.errors import UserError
 from robseg.metrics.scores import Scores
+from robseg.records.files import read_errors
 
 SCHEMA_VERSION = 1
 
@@ -185,20 +187,54 @@ class Result(_Part):
         raise KeyError(f"{eps:g}; radii: {', '.join(f'{radius.eps:g}' for radius in self.radii)}")
 
 
-def read_result(folder: Path) -> Result:
+def read_result(folder: str | Path) -> Result:
     """The result in a run folder; UserError where there is none, it is damaged, or of another schema version."""
+    folder = Path(folder)
     file = folder / "result.json"
     try:
-        result = Result.model_validate_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no finished evaluation (result.json is missing); `robseg evaluate` makes one."
-        ) from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} is not a result of schema version {SCHEMA_VERSION}: {str(error).splitlines()[0]}."
-        ) from None
+        with read_errors(file):
+            if not file.exists():
+                raise UserError(
+                    f"{folder} holds no finished evaluation (result.json is missing); `robseg evaluate` makes one."
+                )
+            text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        # A later version may have other fields, whose names would tell the user nothing.
+        if (version := content.get("schema_version")) != SCHEMA_VERSION:
+            raise UserError(
+                f"{file} has schema version {str(version)[:20]}, but this robseg reads version {SCHEMA_VERSION}; use "
+                "the robseg that made it, or evaluate again."
+            )
+        result = Result.model_validate_json(text)
+        _check_whole(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ").lower()
+        raise UserError(f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {reason}.") from None
+    except ValueError as error:
+        # What is no JSON, or no text.
+        raise UserError(f"{file} is damaged: {str(error).rstrip('.')}.") from None
     return result.model_copy(update={"folder": folder})
+
+
+def _check_whole(result: Result) -> None:
+    """Raise ValueError where there is no radius, a colour is none, or a table has not one value for each class."""
+    count = len(result.data.classes)
+    if not result.radii:
+        raise ValueError("radii is empty")
+    for i, entry in enumerate(result.data.classes):
+        if not all(0 <= level <= 255 for level in entry.colour):
+            raise ValueError(f"data.classes.{i}.colour is {entry.colour}, not three levels of 0 to 255")
+    tables = [("clean", result.clean)]
+    for i, radius in enumerate(result.radii):
+        tables.append((f"radii.{i}.worst_case", radius.worst_case))
+        tables += [(f"radii.{i}.attacks.{j}.scores", attack.scores) for j, attack in enumerate(radius.attacks)]
+    for where, table in tables:
+        for name in ("class_iou", "class_accuracy"):
+            if len(getattr(table, name)) != count:
+                raise ValueError(f"{where}.{name} has {len(getattr(table, name))} values for {count} classes")
 
 
 def _number(value: float) -> float | None:
