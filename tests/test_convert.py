@@ -110,6 +110,8 @@ def test_outputs_that_cannot_be(tmp_path: Path, checkpoint: Path, monkeypatch) -
         with pytest.raises(UserError, match=words):
             convert(str(checkpoint), tmp_path / out, model="small_unet", classes=5)
     assert (tmp_path / "there.safetensors").read_bytes() == b"precious"
+    with pytest.raises(UserError, match=r"cannot be written: (Not a directory|File exists)"):
+        convert(str(checkpoint), tmp_path / "in.pth/out.safetensors", model="small_unet", classes=5)
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

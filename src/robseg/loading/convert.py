@@ -71,12 +71,13 @@ def _write(out: Path, page: Path, weights: dict[str, Tensor], card: Card) -> Non
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in (out, page)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(weights, parts[out], {"format": "pt", KEY: card.model_dump_json()})
-        parts[page].write_text(card_page(card, out, sha256_of(parts[out])), encoding="utf-8")
-        for path, part in parts.items():
-            os.replace(part, path)
+        try:
+            safetensors.torch.save_file(weights, parts[out], {"format": "pt", KEY: card.model_dump_json()})
+            parts[page].write_text(card_page(card, out, sha256_of(parts[out])), encoding="utf-8")
+            for path, part in parts.items():
+                os.replace(part, path)
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written: {error.strerror or error}.") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)

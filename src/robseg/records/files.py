@@ -83,7 +83,12 @@ def only_user(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; when the block ends well the file is moved to `path`, else removed."""
+    """Give a temporary name to write to; when the block ends well the file is moved to `path`, else removed.
+
+    Raises UserError where `path` is a folder, or as `disk_errors` says.
+    """
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; name the file to write.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
