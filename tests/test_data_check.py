@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -256,6 +258,35 @@ def test_what_cannot_be_checked(tmp_path: Path, source: str, words: str) -> None
     assert words in text
 
 
+def test_names_that_are_no_text_are_faults(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set")
+    odd = os.fsdecode(b"\xff\xfe")
+    for part, suffix in (("images", "jpg"), ("labels", "png")):
+        shutil.copy(root / f"{part}/a.{suffix}", root / f"{part}/{odd}.{suffix}")
+    code, text = run("check", f"folder:{root}")
+    assert code == 2
+    assert r"images that is not UTF-8: " in text
+    assert r"it holds b'\xff\xfe.jpg': give the file a name in UTF-8" in text
+    with pytest.raises(UserError, match="has 1 × name of a file of the images that is not UTF-8") as caught:
+        open_data(f"folder:{root}")
+    str(caught.value).encode()
+    root.rename(tmp_path / odd)
+    with pytest.raises(
+        UserError, match=r"The folder b'.*\\xff\\xfe' of the data set folder has a name that is not UTF-8"
+    ):
+        open_data(f"folder:{tmp_path / odd}")
+
+
+@pytest.mark.parametrize("out", ["file/x.png", "folder.png"])
+def test_sheets_that_cannot_be_written(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    code, text = run("show", f"voc:{voc(tmp_path)}", "--out", str(tmp_path / out))
+    assert code == 2
+    assert str(tmp_path / out) in text
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_show_command(tmp_path: Path) -> None:
     out = tmp_path / "new/sheet.png"
     code, _ = run("show", f"voc:{voc(tmp_path)}", "--out", str(out), "--count", "2")
@@ -306,6 +337,38 @@ def test_index_command(tmp_path: Path) -> None:
     code, text = run("index", str(tmp_path / "colours"), "--classes", "voc", "--out", str(tmp_path / "labels"))
     assert (code, "1 masks written" in text) == (0, True)
     assert (open_data(f"folder:{tmp_path}?classes=21")[0].label.numpy() == values).all()
+
+
+def test_half_a_conversion_is_not_left_behind(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"masks/{name}.png", np.array(VOC_PALETTE, np.uint8)[indices(3, 21)])
+    good = (tmp_path / "masks/b.png").read_bytes()
+    (tmp_path / "masks/b.png").write_bytes(good[: len(good) // 2])
+    code, text = run("index", str(tmp_path / "masks"), "--classes", "voc", "--out", str(tmp_path / "labels"))
+    assert (code, "b.png' cannot be decoded" in text) == (2, True)
+    (tmp_path / "masks/b.png").write_bytes(good)
+    code, text = run("index", str(tmp_path / "masks"), "--classes", "voc", "--out", str(tmp_path / "masks/a.png/x"))
+    assert (code, "cannot be written: Not a directory" in text) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "classes", "words"),
+    [
+        (np.full((4, 4, 3), 9, np.uint8), "3", "no file '3' with a line name,r,g,b"),
+        (np.full((4, 4, 3), 9, np.uint8), "{root}/names.txt", "'road' in line 2 of .* has no colour; write road,r,g,b"),
+        (np.full((4, 4, 3), 9, np.uint8), "voc", r"Less than 1% .* is \(9, 9, 9\)"),
+        (np.array([[0, 0], [0, 7]], np.uint8), "voc", "is grey and .* index mask already"),
+    ],
+)
+def test_what_is_no_colour_mask_is_not_converted(tmp_path: Path, mask: np.ndarray, classes: str, words: str) -> None:
+    save(tmp_path / "masks/a.png", mask)
+    (tmp_path / "names.txt").write_text("sky,1,2,3\nroad\n")
+    classes = classes.format(root=tmp_path)
+    code, text = run("index", str(tmp_path / "masks"), "--classes", classes, "--out", str(tmp_path / "labels"))
+    assert code == 2
+    assert re.search(words, text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "names.txt"]
 
 
 # Real data

@@ -95,6 +95,13 @@ def test_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str, s
             read(path)
 
 
+def test_a_picture_too_large_for_pillow_is_named_with_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "large.png", picture(0, 64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"large\.png' is too large \(4096 pixels, and 2000 are the most.*; scale"):
+        read_image(path)
+
+
 def test_other_bad_files(tmp_path: Path) -> None:
     text = broken(tmp_path, lambda _: b"<html>not found</html>")
     with pytest.raises(UserError, match="of no known image format"):

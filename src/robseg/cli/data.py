@@ -52,12 +52,13 @@ def show(
     """Write a contact sheet: images, their labels over them, and a legend of the classes."""
     from robseg.data import open_data
     from robseg.data.sheet import contact_sheet
+    from robseg.records.files import whole_file
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is '{out}'; it must be a .png.")
     sheet = contact_sheet(open_data(source), count)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    with whole_file(out) as part:
+        sheet.save(part, format="PNG")
     print(out)
 
 
@@ -73,9 +74,9 @@ def index(
     from rich.console import Console
 
     from robseg.data.convert import index_masks
-    from robseg.data.sets.listed import known_classes
+    from robseg.data.sets.listed import coloured_classes
 
-    report = index_masks(masks, known_classes("index", Path(), classes), out)
+    report = index_masks(masks, coloured_classes(classes), out)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(f"{report.masks} masks written to {out}", markup=False)
     for colour, pixels in report.unknown.most_common(10):

@@ -229,7 +229,7 @@ def _colour_fault(path: Path, classes: ClassList) -> Fault | None:
             if file.mode not in ("RGB", "RGBA", "LA", "CMYK", "YCbCr"):
                 return None
             rgb = np.array(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     found = np.unique(rgb.reshape(-1, 3), axis=0)
     if bool((found == found[:, :1]).all()):

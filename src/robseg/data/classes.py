@@ -42,14 +42,14 @@ def check_count(count: int, source: str) -> None:
         )
 
 
-def read_classes(path: Path) -> ClassList:
+def read_classes(path: Path, *, coloured: bool = False) -> ClassList:
     """The classes of a UTF-8 text file, one a line in label order.
 
     A line is a name, or a name and its colour: 'road,128,64,128' or 'road', a tab and '128,64,128' (blanks or tabs
     between the numbers will do after the tab). A heading 'name,r,g,b' is skipped. Classes without a colour get a
     made-up one.
     Raises UserError, with the line, for an empty line, a name given twice and a colour that is not three numbers of
-    0..255.
+    0..255; with `coloured`, also for a class without a colour.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -65,6 +65,10 @@ def read_classes(path: Path) -> ClassList:
         name, colour = _entry(line, f"line {number} of the class list '{path}'")
         if name in entries:
             raise UserError(f"The class '{name}' in line {number} of the class list '{path}' is there already.")
+        if coloured and colour is None:
+            raise UserError(
+                f"The class '{name}' in line {number} of the class list '{path}' has no colour; write {name},r,g,b."
+            )
         entries[name] = colour
     check_count(len(entries), f"The class list '{path}'")
     made_up = distinct_colours(len(entries))

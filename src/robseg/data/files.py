@@ -6,6 +6,7 @@ applied: labels are drawn over the pixels as they are stored.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor
 from robseg.data.mat import read_mat_label
 from robseg.errors import UserError
 
-_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
@@ -101,6 +102,11 @@ def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
         raise UserError(f"The {kind} '{path}' does not exist.") from None
     except PermissionError:
         raise UserError(f"The {kind} '{path}' may not be read; its permissions forbid it.") from None
+    except Image.DecompressionBombError as fault:
+        # Pillow says so before it gives the file, and its sentence has the size and the limit.
+        found = re.findall(r"\d+", str(fault))
+        size = f"{found[0]} pixels, and {found[1]} are the most that are read" if len(found) == 2 else str(fault)
+        raise UserError(f"The {kind} '{path}' is too large ({size}); scale it down, or cut it into several.") from fault
     except _FAULTS as fault:
         reason = str(fault).rstrip(".") or type(fault).__name__
         if isinstance(fault, UnidentifiedImageError):

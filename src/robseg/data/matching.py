@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from robseg.data.options import is_utf8
 from robseg.data.pairs import Fault, Pair
 from robseg.errors import UserError
 
@@ -21,7 +22,8 @@ def match_files(images: Path, labels: Path, image_end: str = "", label_end: str 
 
     The id is that path, with forward slashes, without `image_end` and `label_end`, which the names must then have.
     Hidden files and other formats are passed over. Faults: an image without label or the reverse, two files of one
-    stem. Raises UserError for a folder that is missing or empty, and where no image has a label at all.
+    stem, a name that is not UTF-8. Raises UserError for a folder that is missing or empty, and where no image has a
+    label at all.
     """
     faults: list[Fault] = []
     image_files = _by_stem(images, IMAGE_SUFFIXES, "image", labels, image_end, faults)
@@ -62,12 +64,19 @@ def _by_stem(
             path = Path(top, name)
             if path.suffix.lower() not in suffixes or name.startswith(".") or not path.stem.endswith(end):
                 continue
+            if not is_utf8(str(path)):
+                text = f"it holds {os.fsencode(path.relative_to(folder))!r}: give the file a name in UTF-8"
+                faults.append(Fault(f"name of a file of the {kind}s that is not UTF-8", folder, text))
+                continue
             stem = path.relative_to(folder).with_suffix("").as_posix().removesuffix(end)
             if stem in found:
                 text = f"'{found[stem].name}' is there already, and the name without suffix is the id of the sample"
                 faults.append(Fault(f"{kind} of the same name up to the suffix", path, text))
                 continue
             found[stem] = path
+    odd = [fault for fault in faults if fault.path == folder]
+    if odd and not found:
+        raise UserError(f"No {kind} of '{folder}' can be used: {odd[0].text}.")
     if not found:
         raise UserError(f"There is no {kind} in '{folder}'; expected files of *{end}{f', *{end}'.join(suffixes)}.")
     return found

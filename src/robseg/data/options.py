@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -33,8 +34,21 @@ def whole_number(name: str, option: str, text: str, least: int = 1) -> int:
     return int(text)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text: others can be neither stored as ids nor printed."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def existing_root(name: str, root: str | None) -> Path:
     """The folder of the data set `name`; UserError where none is given, or it is not there, or not a folder."""
+    if root and not is_utf8(root):
+        raise UserError(
+            f"The folder {os.fsencode(root)!r} of the data set {name} has a name that is not UTF-8; rename it."
+        )
     if not root:
         raise UserError(f"The data set {name} is read from a folder: write {name}:FOLDER, such as {name}:data/{name}.")
     # The shell expands '~' at the beginning of a word only, which is not where it stands in NAME:~/data.

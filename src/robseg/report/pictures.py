@@ -220,7 +220,7 @@ def _open(file: Path) -> Image.Image | None:
             picture.load()
             return picture.copy()
     # Damaged PNGs raise SyntaxError or ValueError, what is no picture an OSError.
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from robseg.data.base import ClassList
+from robseg.data.classes import read_classes
 from robseg.data.matching import pair_lines, read_lines
 from robseg.data.options import check_options, existing_root
 from robseg.data.pairs import PairSet
@@ -23,6 +24,9 @@ from robseg.data.sets import camvid, cityscapes, voc
 from robseg.data.sets.ade20k import ade20k_classes
 from robseg.data.sets.folder import class_list, encoding
 from robseg.errors import UserError
+
+NAMED = ("voc", "sbd", "ade20k", "cityscapes", "camvid")
+"""The sets whose classes and colours go by their name."""
 
 
 def open_list(root: str | None, options: Mapping[str, str]) -> PairSet:
@@ -43,6 +47,22 @@ def known_classes(name: str, root: Path, text: str | None) -> ClassList:
         return ade20k_classes(other=False)
     named = {"voc": voc.CLASSES, "sbd": voc.CLASSES, "cityscapes": cityscapes.CLASSES, "camvid": camvid.CLASSES}
     return named[text] if text in named else class_list(name, root, text)
+
+
+def coloured_classes(text: str) -> ClassList:
+    """The classes of the published set that `text` names, or of a file that has a colour for each.
+
+    Raises UserError for anything else: the colours that other classes are given are in no mask.
+    """
+    if text in NAMED:
+        return known_classes("index", Path(), text)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"There is no file '{text}' with a line name,r,g,b for each class, by whose colours masks are read; give "
+            f"one, or {', '.join(NAMED)}."
+        )
+    return read_classes(path, coloured=True)
 
 
 def _source(root: Path, text: str) -> Path:

@@ -12,12 +12,13 @@ ImageSets/Segmentation/{train,val,trainval}.txt. Options
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from robseg.data.base import IGNORE_INDEX, ClassList
 from robseg.data.matching import pair_stems, read_stems
-from robseg.data.options import check_options, choice, first_with, set_root
+from robseg.data.options import check_options, choice, first_with, is_utf8, set_root
 from robseg.data.pairs import LabelTable, PairSet, label_table, shortened
 from robseg.errors import UserError
 
@@ -109,4 +110,7 @@ def _list(path: Path, split: str) -> tuple[Path, list[tuple[int, str]]]:
             f"split=train_aug of voc needs the folder '{folder}', and '{lists}/train_aug.txt' or val.txt to leave out."
         )
     stems = sorted(file.stem for file in folder.glob("*.png") if file.stem not in val)
+    odd = next((stem for stem in stems if not is_utf8(stem)), None)
+    if odd is not None:
+        raise UserError(f"'{folder}' holds {os.fsencode(odd)!r}, a name that is not UTF-8; rename the file.")
     return folder, list(enumerate(stems, 1))
