@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from robseg.cli import app
-from robseg.data import open_data
+from robseg.data import as_dataset, open_data
 from robseg.data.base import ClassList
 from robseg.data.check import check_data
 from robseg.data.convert import index_masks
 from robseg.data.layouts import format_spec, recognise
-from robseg.data.sheet import contact_sheet, overlay
+from robseg.data.sheet import _legend, contact_sheet, overlay
 from robseg.errors import UserError
 from robseg.spec import Spec, parse_spec
 from trees import (
@@ -311,6 +312,19 @@ def test_sheet_holds_the_images_and_the_colours_of_the_classes(tmp_path: Path) -
         colour for label, colour in enumerate(data.classes.colours) if any((s.label == label).any() for s in data)
     }  # type: ignore[attr-defined]
     assert legend <= {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
+
+
+@pytest.mark.parametrize("letters", [4, 25, 60])
+def test_long_names_leave_room_for_the_shares(letters: int) -> None:
+    label = torch.arange(16).reshape(4, 4) % 3
+    data = as_dataset([(torch.zeros(3, 4, 4), label, "x" * 300)], class_names=[c * letters for c in "WMX"])
+    legend = np.asarray(_legend([data[0]], data.classes))[:60]
+    assert legend.shape[1] <= 340
+    blank = (legend[:, 22:] == 255).all((0, 2))
+    # Names, a gap that no name goes into, and the shares at the right edge.
+    gaps = "".join("." if column else "#" for column in blank)
+    assert re.fullmatch(r"\.?#[#.]*?\.{8,}[#.]{25,45}\.{8,12}", gaps)
+    assert contact_sheet(data).width == 640 + legend.shape[1]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P"])
