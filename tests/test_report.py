@@ -16,11 +16,13 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from fabricate import fabricate_run
+from robseg.cli import app
 from robseg.errors import UserError
 from robseg.records.result import Result, read_result
-from robseg.report import page, pictures
+from robseg.report import figures, page, pictures
 from robseg.report.page import percent, verdict, write_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -281,6 +283,8 @@ def test_clean_image_as_the_worst_case(tmp_path: Path) -> None:
     sources = [image["src"] for image in parsed.all("img")]
     assert sources.count(parsed.data["images"][0]["runs"][0]["clean"]) == 2
     assert "Prediction, the clean image" in parsed.text
+    assert "Clean image: no attack makes it worse" in parsed.text
+    assert "Adversarial image, " not in parsed.text
 
 
 def test_pictures_keep_to_the_budget(tmp_path: Path, run: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +363,82 @@ def test_unlike_runs_are_refused_or_warned_of(tmp_path: Path, run: Result) -> No
     assert "Warnings" in text
     assert "weak: Mind <this>." in text
     assert "not made with the same attacks" in text
+
+
+def test_runs_without_a_common_radius_are_warned_of(tmp_path: Path, run: Result, robust: Result) -> None:
+    far = fabricate_run(tmp_path / "far", eps=(2,), attacks=("sea",))
+    text = Page(make(tmp_path, ("plain", run), ("far", far))).text
+    assert "no radius in common, so what is at the top cannot be compared: 8/255 of “plain”, 2/255 of “far”" in text
+    assert "in common" not in Page(make(tmp_path, ("plain", run), ("robust", robust))).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ""),
+        ({"window": 473}, "the same sliding window"),
+        ({"long_side": 512}, "the same sliding window"),
+        ({"save_images": "8bit"}, "the same rounding of adversarial images to 8 bits"),
+        ({"save_images": "float"}, ""),
+        ({"precision": "bf16"}, "the same precision"),
+    ],
+)
+def test_runs_with_other_settings_are_warned_of(
+    tmp_path: Path, run: Result, settings: dict[str, Any], words: str
+) -> None:
+    other = run.model_copy(update={"settings": run.settings | settings})
+    found = [text for _, text in page._warnings({"a": run, "b": other})]
+    assert len(found) == bool(words)
+    assert all(f"not made with {words}, so that" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("radii", "to_scale"),
+    [
+        ([0], True),
+        ([0, 4], True),
+        ([0, 0.25, 0.5, 1, 2, 4, 8], True),
+        ([0, *range(1, 17)], True),
+        ([0, 0.5, 4, 255], False),
+    ],
+)
+def test_most_radii_are_labelled_on_the_axis(radii: list[float], to_scale: bool) -> None:
+    places = figures._places([float(eps) for eps in radii])
+    assert list(places) == radii
+    assert (list(places.values()) == radii) == to_scale
+    if not to_scale:
+        assert list(places.values()) == list(range(len(radii)))
+
+
+def test_curve_with_radii_of_every_size(tmp_path: Path) -> None:
+    result = fabricate_run(tmp_path / "run", eps=(0, 0.5, 4, 255), attacks=("fgsm",))
+    assert figures.curve({"a": result}, "aacc").startswith("data:image/svg")
+
+
+def test_report_command_takes_a_folder_that_is_there_by_its_name(
+    tmp_path: Path, run: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run.folder is not None
+    for name in ("eps=4", "other"):
+        shutil.copytree(run.folder, tmp_path / name)
+    written = []
+    monkeypatch.setattr(page, "write_report", lambda runs, out: written.append(runs))
+    for given in ("eps=4", "mine=other", "mine=eps=4"):
+        assert CliRunner().invoke(app, ["report", given, "other"]).exit_code == 0
+    assert [runs[0] for runs in written] == [
+        ("eps=4", Path("eps=4")), ("mine", Path("other")), ("mine", Path("eps=4"))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["", "folder", "file/report.html"])
+def test_reports_that_cannot_be_written(tmp_path: Path, run: Result, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    result = CliRunner().invoke(app, ["report", str(run.folder), "--out", out])
+    assert isinstance(result.exception, UserError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,10 +15,13 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of evaluations of the same data, each as FOLDER or TITLE=FOLDER; or one training run.",
+            help="Folders of evaluations of the same data, each as FOLDER or TITLE=FOLDER (a folder that is there goes "
+            "by its whole name); or one training run.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The HTML file to write, by default in the current folder.")] = Path(
+        "report.html"
+    ),
 ) -> None:
     """Write the report of an evaluation or a training anew, or of several evaluations side by side, into one file."""
     from robseg.records.training_run import METRICS
@@ -31,7 +34,10 @@ def report(
     titled = []
     for run in runs:
         title, equals, folder = run.partition("=")
-        titled.append((title, Path(folder)) if equals else (Path(run).name, Path(run)))
+        if equals and not Path(run).is_dir():
+            titled.append((title, Path(folder)))
+        else:
+            titled.append((Path(run).name or Path(run).resolve().name, Path(run)))
     if len({title for title, _ in titled}) < len(titled):
         raise UserError("Two runs have the same title; give each its own as TITLE=FOLDER.")
     write_report(titled, out)

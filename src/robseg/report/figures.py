@@ -18,6 +18,9 @@ ACCENT = "#0f766e"
 RUN_COLOURS = ("#c2410c", ACCENT, "#4f46e5", "#a16207", "#be185d", "#475569")
 """Of the runs of a comparison, again from the start where there are more; report.css has them as --run-N."""
 
+LABEL_WIDTH = 0.07
+"""The room that a radius needs on the axis, as a share of its length."""
+
 _MARKERS = "osD^vP"
 INK, FAINT, GRID = "#334155", "#94a3b8", "#e2e8f0"
 STYLE: Any = {
@@ -39,12 +42,13 @@ def curve(runs: Mapping[str, Result], measure: Measure) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.3), layout="constrained")
         axes = figure.add_subplot()
+        place = _places(sorted({0.0, *(radius.eps for result in runs.values() for radius in result.radii)}))
         values: list[tuple[float, float, str]] = []
         for number, result in enumerate(runs.values()):
             if len(runs) == 1:
-                _single_attacks(axes, result, measure)
+                _single_attacks(axes, result, measure, place)
             colour = ACCENT if len(runs) == 1 else RUN_COLOURS[number % len(RUN_COLOURS)]
-            points = _percent([(0.0, getattr(result.clean, measure)), *_worst(result, measure)])
+            points = _percent([(0.0, getattr(result.clean, measure)), *_worst(result, measure)], place)
             axes.plot(
                 *zip(*points, strict=True) if points else ([], []),
                 color=colour, linewidth=2.2, marker=_MARKERS[number % len(_MARKERS)], markersize=6,
@@ -52,8 +56,7 @@ def curve(runs: Mapping[str, Result], measure: Measure) -> str:
             )  # fmt: skip
             # The clean value stands at 0; that of a radius of 0 would stand on it.
             values += [(x, y, colour) for number, (x, y) in enumerate(points) if x or not number]
-        radii = sorted({radius.eps for result in runs.values() for radius in result.radii})
-        _dress(axes, radii, next(iter(runs.values())).settings.get("norm", "linf"))
+        _dress(axes, place, next(iter(runs.values())).settings.get("norm", "linf"))
         if len(runs) <= 2:
             _write_values(axes, values)
         return data_uri(figure)
@@ -66,11 +69,11 @@ def data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue().encode()).decode()
 
 
-def _single_attacks(axes: Axes, result: Result, measure: Measure) -> None:
+def _single_attacks(axes: Axes, result: Result, measure: Measure, place: Mapping[float, float]) -> None:
     names = dict.fromkeys(attack.name for radius in result.radii for attack in radius.attacks)
     for name in names:
         values = [(r.eps, getattr(a.scores, measure)) for r in result.radii for a in r.attacks if a.name == name]
-        points = _percent([(0.0, getattr(result.clean, measure)), *values])
+        points = _percent([(0.0, getattr(result.clean, measure)), *values], place)
         if points:
             axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1, marker=".", markersize=4, zorder=2)
 
@@ -79,18 +82,29 @@ def _worst(result: Result, measure: Measure) -> list[tuple[float, float | None]]
     return [(radius.eps, getattr(radius.worst_case, measure)) for radius in result.radii]
 
 
-def _percent(points: list[tuple[float, float | None]]) -> list[tuple[float, float]]:
-    return [(eps, 100 * value) for eps, value in points if value is not None]
+def _percent(points: list[tuple[float, float | None]], place: Mapping[float, float]) -> list[tuple[float, float]]:
+    return [(place[eps], 100 * value) for eps, value in points if value is not None]
 
 
-def _dress(axes: Axes, radii: list[float], norm: str) -> None:
-    largest = max([*radii, 0.0]) or 1.0
-    ticks = _spread([0.0, *radii], 0.07 * largest)
-    axes.set_xticks(ticks, ["clean" if eps == 0 else f"{eps:g}" for eps in ticks])
+def _places(radii: list[float]) -> dict[float, float]:
+    """Where each radius stands on the axis: to scale, or in equal steps where else most could not be labelled."""
+    to_scale = _spread(radii, LABEL_WIDTH * radii[-1])
+    in_steps = _spread([*map(float, range(len(radii)))], LABEL_WIDTH * (len(radii) - 1))
+    if 3 * len(to_scale) >= 2 * len(in_steps):
+        return {eps: eps for eps in radii}
+    return {eps: float(step) for step, eps in enumerate(radii)}
+
+
+def _dress(axes: Axes, place: Mapping[float, float], norm: str) -> None:
+    largest = max(place.values()) or 1.0
+    radius = {x: eps for eps, x in place.items()}
+    ticks = _spread(list(radius), LABEL_WIDTH * largest)
+    axes.set_xticks(ticks, [f"{radius[x]:g}" if radius[x] else "clean" for x in ticks])
     axes.set_xlim(-0.1 * largest, 1.06 * largest)
     axes.set_ylim(0, 106)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
-    axes.set_xlabel("radius of the perturbation (n/255" + (")" if norm == "linf" else ", L2)"))
+    scale = "" if all(eps == x for eps, x in place.items()) else ", not to scale"
+    axes.set_xlabel("radius of the perturbation (n/255" + (")" if norm == "linf" else ", L2)") + scale)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

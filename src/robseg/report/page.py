@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ COMPARED = ("aacc", "miou")
 MOST_BARS = 40
 FEWER_BARS = 30
 """With more than MOST_BARS classes the FEWER_BARS with most pixels are drawn; the table in the page has them all."""
+
+DOUBTS: dict[str, Callable[[Result], Any]] = {
+    "the same attacks": lambda result: result.settings.get("attacks"),
+    "the same precision": lambda result: result.settings.get("precision"),
+    "the same sliding window": lambda result: [result.settings.get(key) for key in ("window", "long_side")],
+    "the same rounding of adversarial images to 8 bits": lambda result: result.settings.get("save_images") == "8bit",
+}
+"""What makes a comparison of runs doubtful where it is not the same in all."""
 
 EN_DASH = "–"
 
@@ -177,8 +185,11 @@ def _rows(runs: Mapping[str, Result], eps: float) -> list[Row]:
 def _warnings(runs: Mapping[str, Result]) -> list[tuple[str, str]]:
     """(title or "", warning) of all runs, and what makes their comparison doubtful."""
     found = [(title if len(runs) > 1 else "", text) for title, result in runs.items() for text in result.warnings]
-    for key, what in (("attacks", "the same attacks"), ("precision", "the same precision")):
-        if len({_yaml(result.settings.get(key)) for result in runs.values()}) > 1:
+    if not _common(runs):
+        each = ", ".join(f"{_radius_phrase(_largest(runs, result), result)} of “{t}”" for t, result in runs.items())
+        found.append(("", f"The runs have no radius in common, so what is at the top cannot be compared: {each}."))
+    for what, of in DOUBTS.items():
+        if len({_yaml(of(result)) for result in runs.values()}) > 1:
             doubt = f"The runs were not made with {what}, so that the models may differ less, or more, than it seems."
             found.append(("", doubt))
     return found

@@ -78,7 +78,8 @@
     const panel = (part) => box.querySelector(`.panel.${part}`);
     picture(panel("clean"), run?.clean, `Prediction, clean${right(run?.clean_accuracy)}`, `Clean prediction for ${image.id}`, "not stored");
     picture(panel("prediction"), shown.prediction, `Prediction, ${under}${right(accuracy)}`, `Prediction for ${image.id}, ${under}`, missing);
-    picture(panel("adversarial"), shown.adversarial, `Adversarial image, ${under}`, `Adversarial image of ${image.id}, ${under}`, missing);
+    const adversarial = untouched ? "Clean image: no attack makes it worse" : `Adversarial image, ${under}`;
+    picture(panel("adversarial"), shown.adversarial, adversarial, `Adversarial image of ${image.id}, ${under}`, missing);
     const factor = data.norm === "l2" ? ", amplified to the full range"
       : Number(state.eps) ? `, amplified × ${Number((127.5 / state.eps).toPrecision(3))}` : "";
     picture(panel("perturbation"), shown.perturbation, `Perturbation${shown.perturbation ? factor : ""}`, `Perturbation of ${image.id}, ${under}`, missing);
