@@ -44,6 +44,7 @@ def fails(num_classes):
     raise RuntimeError("no such depth")
 
 ready = make(3)
+number = 3
 """
 
 
@@ -96,6 +97,15 @@ def test_evaluate_prints_a_table_and_says_where_things_are(here, capsys, monkeyp
     code, out, _ = robseg(capsys, monkeypatch, "report", "a=run", "b=run", "--out", "both.html")
     assert code == 0
     assert (here / "both.html").exists()
+
+
+def test_names_are_no_markup(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    (here / "set").rename(here / "a[red]b[x]")
+    arguments = ["evaluate", "factory:make", *BASE, "--eps", "1", "--attack", "fgsm", "--data", "folder:a[red]b[x]"]
+    code, out, err = robseg(capsys, monkeypatch, *arguments)
+    assert (code, err) == (0, "")
+    assert "factory:make on folder a[red]b[x], 3 images" in out
 
 
 @pytest.mark.parametrize("model", ["factory:make", "factory:fixed", "factory:ready"])
@@ -168,6 +178,7 @@ MISTAKES = {
     "long side alone": (None, ["--long-side", "64"], "window"),
     "window 0": (None, ["--window", "0"], "window"),
     "mean alone": (None, ["--mean", "0,0,0"], "std"),
+    "imagenet and other": (None, ["--mean", "imagenet", "--std", "1,1,1"], "give --mean imagenet and leave --std away"),
     "mean of two": (None, ["--mean", "0,0", "--std", "1,1,1"], "three numbers"),
     "device": (None, ["--device", "gpu0"], "gpu0"),
     "cuda not there": (None, ["--device", "cuda:93"], "cuda:93"),
@@ -190,6 +201,8 @@ def test_mistakes_are_one_sentence(here, capsys, monkeypatch, mistake):
     [
         ("factory:nan", "NaN logits"),
         ("factory:mak", "did you mean make"),
+        ("factory:ready.x", "Unknown attribute of factory:ready 'x'"),
+        ("factory:number.x", "factory:number has no attribute 'x'"),
         ("factory:two", "depth, width"),
         ("factory:wrong", "gave a int"),
         ("factory:fails", "no such depth"),

@@ -38,9 +38,9 @@ def demo(
         values = [f"{100 * (value or 0):.1f}" for column in columns for value in (column.aacc, column.miou)]
         table.add_row(f"{eps:g}" if eps else "0 (clean)", *values)
     console.print(table)
-    console.print(f"the story:  {out / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"the story:  {out / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
     again = f"robseg evaluate {out / 'models' / 'robust'} --data 'shapes?count=8' --eps 4 --out my-run"
-    console.print(f"go on:      {again}", soft_wrap=True, highlight=False)
+    console.print(f"go on:      {again}", soft_wrap=True, highlight=False, markup=False)
     has_screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if show and has_screen and sys.stdout.isatty():
         webbrowser.open((out / "report.html").resolve().as_uri())

@@ -97,6 +97,8 @@ def evaluate(
     """Attack MODEL on labelled images and write worst-case aAcc and mIoU, as numbers, files and a page to look at."""
     if mean == "imagenet" and std in (None, "imagenet"):
         mean, std = "0.485,0.456,0.406", "0.229,0.224,0.225"
+    if "imagenet" in (mean, std):
+        raise UserError("'imagenet' stands for both mean and std: give --mean imagenet and leave --std away.")
     means, stds = _three("mean", mean), _three("std", std)
 
     from robseg.evaluation.evaluate import evaluate as run
@@ -114,11 +116,13 @@ def evaluate(
 def show_result(result: Result) -> None:
     """Print the table of a result, its warnings, and where its files are."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(emoji=False)
     table = Table(
-        title=f"{result.settings['model']} on {result.data.name}, {result.data.images} images", title_justify="left"
+        title=escape(f"{result.settings['model']} on {result.data.name}, {result.data.images} images"),
+        title_justify="left",
     )
     table.add_column("eps")
     table.add_column("attack")
@@ -127,7 +131,7 @@ def show_result(result: Result) -> None:
     table.add_row("0", "clean", *_percent(result.clean), end_section=True)
     for radius in result.radii:
         for attack in radius.attacks:
-            table.add_row(f"{radius.eps:g}", attack.name.replace("[", r"\["), *_percent(attack.scores))
+            table.add_row(f"{radius.eps:g}", escape(attack.name), *_percent(attack.scores))
         table.add_row(f"{radius.eps:g}", "worst case", *_percent(radius.worst_case), style="bold", end_section=True)
     console.print(table)
     protocol = result.protocol.name + (

@@ -85,6 +85,7 @@ def _table(members: list[PublishedModel], stored: set[str]) -> Table:
 
 def _show_one(model: PublishedModel) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from robseg.home import home
@@ -109,7 +110,7 @@ def _show_one(model: PublishedModel) -> None:
         "on this machine": str(stored) if stored else f"no; give the file with --checkpoint, or put it at {place}",
     }
     for key, value in rows.items():
-        table.add_row(key, value)
+        table.add_row(key, escape(value))
     for score in model.scores:
         accuracy = "" if score.aacc is None else f", aAcc {score.aacc:g} %"
         which = "clean" if score.eps == 0 else f"worst case at {score.eps}/255"

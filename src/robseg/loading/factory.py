@@ -35,11 +35,15 @@ def open_factory(module_name: str, attribute: str, num_classes: int) -> Segmenta
         raise UserError(
             f"The module of '{where}' cannot be imported: {type(error).__name__}: {first_line(error)}"
         ) from error
+    owner = module_name
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise unknown_name(f"attribute of {module_name}", part, names)
+            if not names:
+                raise UserError(f"{owner} has no attribute '{part}', nor any other that could be a model.")
+            raise unknown_name(f"attribute of {owner}", part, names)
         found = getattr(found, part)
+        owner = f"{owner}{':' if owner == module_name else '.'}{part}"
     if not isinstance(found, nn.Module):
         found = _call(found, where, num_classes)
     if not isinstance(found, nn.Module):
