@@ -571,6 +571,8 @@ def _drop(content: dict[str, Any]) -> None:
         (lambda c: c["clean"]["class_iou"].pop(), r"clean\.class_iou has 3 values for 4 classes"),
         (lambda c: c["radii"][1]["worst_case"]["class_iou"].pop(), r"radii\.1\.worst_case\.class_iou has 3 values"),
         (lambda c: c["radii"].clear(), "radii is empty"),
+        (lambda c: c["radii"][1]["attacks"].clear(), r"radii\.1 has no attacks"),
+        (lambda c: c["radii"][0].update(eps=-1), r"radii\.0 .*an eps that is none \(-1"),
         (lambda c: c["data"]["classes"][1].update(colour=[1, 2, 300]), r"data\.classes\.1\.colour"),
     ],
 )

@@ -32,7 +32,10 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "it goes on where it stopped."
             ) from error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder with --out.") from error
+            # What is in the way of a folder is said of the folder by its own name, as "File exists".
+            in_the_way = error.errno in (errno.EEXIST, errno.ENOTDIR)
+            reason = "a file is in the place of a folder" if in_the_way else error.strerror
+            raise UserError(f"{path} cannot be written: {reason}; choose another folder with --out.") from error
         raise
 
 

@@ -220,7 +220,7 @@ def read_result(folder: str | Path) -> Result:
 
 
 def _check_whole(result: Result) -> None:
-    """Raise ValueError where there is no radius, a colour is none, or a table has not one value for each class."""
+    """Raise ValueError where there is no radius or attack, a colour is none, or a table has not one value for each class."""
     count = len(result.data.classes)
     if not result.radii:
         raise ValueError("radii is empty")
@@ -229,6 +229,8 @@ def _check_whole(result: Result) -> None:
             raise ValueError(f"data.classes.{i}.colour is {entry.colour}, not three levels of 0 to 255")
     tables = [("clean", result.clean)]
     for i, radius in enumerate(result.radii):
+        if not radius.attacks or not 0 <= radius.eps < math.inf:
+            raise ValueError(f"radii.{i} has no attacks, or an eps that is none ({radius.eps})")
         tables.append((f"radii.{i}.worst_case", radius.worst_case))
         tables += [(f"radii.{i}.attacks.{j}.scores", attack.scores) for j, attack in enumerate(radius.attacks)]
     for where, table in tables:
