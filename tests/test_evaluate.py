@@ -353,6 +353,11 @@ def test_damaged_settings_are_refused(tmp_path, text, words):
     ("before", "now", "said"),
     [
         ([{"name": "a" * 70, "steps": 3}], [{"name": "a" * 70, "steps": 5}], "attacks.0.steps is 3 there and 5 now"),
+        (
+            [{"name": "a", "steps": "3" * 70}, {"name": "b"}],
+            [{"name": "a", "steps": "3" * 70}],
+            "attacks is a, b there and a now",
+        ),
         (["a" * 70, "b"], ["a" * 70], "there and ..."),
         ("x" * 80 + "1", "x" * 80 + "2", f"is ...{'x' * 20}1 there and ...{'x' * 20}2 now"),
     ],

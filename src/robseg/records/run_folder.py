@@ -262,11 +262,16 @@ def _apart(key: str, before: Any, now: Any) -> tuple[str, str, str]:
     texts = str(before), str(now)
     if max(map(len, texts)) <= SHORT:
         return (key, *texts)
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        place = next(i for i, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
-        found = first_difference(before[place], now[place], f"{key}.{place}")
+    if isinstance(before, list) and isinstance(now, list):
+        # Attacks are known by their names; only of those that have one name the rest is of interest.
+        names = [[one.get("name") if isinstance(one, dict) else one for one in part] for part in (before, now)]
+        place = next((i for i, (old, new) in enumerate(zip(before, now, strict=False)) if old != new), 0)
+        found = first_difference(before[place], now[place], f"{key}.{place}") if names[0] == names[1] else None
         if found:
             return _apart(*found)
+        texts = ", ".join(map(str, names[0])), ", ".join(map(str, names[1]))
+        if max(map(len, texts)) <= SHORT:
+            return (key, *texts)
     same = next((i for i, (old, new) in enumerate(zip(*texts, strict=False)) if old != new), min(map(len, texts)))
     start = max(0, same - SHORT // 3)
     old, new = (("..." if start else "") + _short(text[start:]) for text in texts)
