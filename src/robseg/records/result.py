@@ -220,7 +220,7 @@ def read_result(folder: str | Path) -> Result:
 
 
 def _check_whole(result: Result) -> None:
-    """Raise ValueError where there is no radius or attack, a colour is none, or a table has not one value for each class."""
+    """Raise ValueError without radii or attacks, for a colour that is none, and tables without a value per class."""
     count = len(result.data.classes)
     if not result.radii:
         raise ValueError("radii is empty")
