@@ -1,16 +1,15 @@
 """PIR-AT in miniature: does a robustly pre-trained backbone save adversarial training?
 
     python experiments/pirat_miniature.py
-
     python experiments/pirat_miniature.py --pretraining-images 512 --training-images 512 --pretraining-steps 3000 \
         --name pirat-same-images
 
 Two small ConvNeXts with convolutional stem are pre-trained on a classification task made of the embedded data set:
-crops labelled by the class of most of their pixels. As with ImageNet and VOC, there are far more pictures of the task than
-labelled images to fine-tune on; the second command has the same pictures for both. One is trained plainly, the other adversarially, both for the same
-number of steps. From each, and from fresh weights, a UPerNet is fine-tuned with the same adversarial training for
-several budgets, every budget with a schedule of its own (arXiv 2306.12941). Expected: the robust start reaches the
-robustness of the plain one in a fraction of the steps (published: up to six times fewer).
+crops labelled by the class of most of their pixels. As with ImageNet and VOC, there are far more pictures of the task
+than labelled images to fine-tune on; the second command has the same pictures for both. One is trained plainly, the
+other adversarially, both for the same number of steps. From each, and from fresh weights, a UPerNet is fine-tuned with
+the same adversarial training for several budgets, every budget with a schedule of its own (arXiv 2306.12941). Expected:
+the robust start reaches the robustness of the plain one in a fraction of the steps (published: up to six times fewer).
 
 Everything is kept below --out, where the same command goes on; runs of other seeds may go on beside it. Writes
 experiments/results/pirat-miniature.md, .json and .svg. One seed takes about ten minutes on one core.
