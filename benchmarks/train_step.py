@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "apgd": {"attack": {"name": "apgd", "alpha": None}},
     "attack in bf16": {"attack": {"bf16": True}},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
     "tf32": {"precision": "tf32"},
     "channels_last": {"channels_last": True},
     "averaged weights": {"ema": 0.999},
