@@ -107,7 +107,7 @@ class Problem:
             tracked = tracked.detach().flatten(1).mean(1)
             # A NaN answer is the model breaking down, not an attack succeeding, even where no pixel counts; one sum
             # is cheaper than a look at every logit.
-            valid = tracked.isfinite() & logits.detach().flatten(1).sum(1, dtype=tracked.dtype).isfinite()
+            valid = tracked.isfinite() & logits.detach().sum((1, 2, 3), dtype=tracked.dtype).isfinite()
             correct = torch.where(valid, known["right"].flatten(1).sum(1), NEVER)
         # The backward pass reuses the memory of the logits, which are the largest tensor here.
         del logits, known
