@@ -127,14 +127,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48, help="images that are judged")
     parser.add_argument("--sea-steps", type=int, default=20, help="steps of each of the attacks of SEA")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/experiments/pirat"))
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     arguments = parser.parse_args()
     report({seed: run(seed, arguments) for seed in arguments.seeds}, arguments)
 
 
 def run(seed: int, arguments: argparse.Namespace) -> dict[str, dict[int, dict[str, float | None]]]:
     """Of every start and budget: mIoU clean and in the worst case of SEA, aAcc there."""
-    data, out = Shapes(arguments.training_images, split="train"), arguments.out / f"seed-{seed}"
+    data, out = Shapes(arguments.training_images, split="train"), arguments.out / arguments.name / f"seed-{seed}"
     pictures = Shapes(arguments.pretraining_images, split="train")
     found: dict[str, dict[int, dict[str, float | None]]] = {start: {} for start in STARTS}
     for start in STARTS:
@@ -149,7 +149,7 @@ def run(seed: int, arguments: argparse.Namespace) -> dict[str, dict[int, dict[st
 
 def backbone(data: Shapes, start: str, seed: int, steps: int, out: Path) -> dict[str, Tensor]:
     """The pre-trained weights, from their file where they were made before."""
-    file = out / f"{start}-backbone.safetensors"
+    file = out / f"{start}-backbone-{len(data)}-images-{steps}-steps.safetensors"
     if not file.is_file():
         weights = pretrain(crops(data, seed), len(data.classes), robust=start == "robust", steps=steps, seed=seed)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -99,6 +99,8 @@ def test_where_no_answer_is_a_number_the_image_stays_as_it_is(name: str) -> None
     found = ATTACKED[name](Breaks(float("nan"), always=True), IMAGES, LABELS)
     assert torch.equal(found.adversarial, IMAGES)
     assert found.accuracy.tolist() == [1, 1]
+    # Every look, that at the image itself included, was one at which no answer was a number.
+    assert (found.forward_passes == found.invalid_points + 1).all()
 
 
 def test_an_evaluation_goes_past_points_without_numbers(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def apgd(
             else:
                 point = best.fewest_point[rows]
             best.merge(rows, _run(part, point, stages))
-        accuracy = shares_right(problem, best.fewest_point, best.correct, (best.correct < NEVER) | (counted == 0))
+        accuracy = shares_right(problem, best.fewest_point, best.correct, best.forward_passes)
     check_perturbation(images, best.fewest_point, eps, problem.threat)
     return AttackResult(
         best.fewest_point, accuracy, best.loss, best.loss_point,

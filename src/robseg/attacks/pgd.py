@@ -95,7 +95,7 @@ def pgd(
                 best_loss_point = torch.where(higher.view(-1, 1, 1, 1), point, best_loss_point)
                 if i < steps:
                     point = _moved(problem, point, look.gradient, eps, alpha)
-        accuracy = shares_right(problem, best_point, correct, (correct < NEVER) | (counted == 0))
+        accuracy = shares_right(problem, best_point, correct, forward)
     check_perturbation(images, best_point, eps, problem.threat)
     return AttackResult(best_point, accuracy, best_loss, best_loss_point, forward, backward, invalid)
 

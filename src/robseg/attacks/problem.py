@@ -200,17 +200,20 @@ def make_problem(
     return Problem(model, images, labels, objective, tracked, class_weights, threat, ignore_index, highest)
 
 
-def shares_right(problem: Problem, points: Tensor, correct: Tensor, found: Tensor) -> Tensor:
+def shares_right(problem: Problem, points: Tensor, correct: Tensor, forward_passes: Tensor) -> Tensor:
     """Shares of counted pixels right (B,) float64 at what an attack returns; NaN where none counts.
 
-    correct: pixels right, (B,); found: where a valid point was looked at. For the other images, which come back as
-    `points`, one look more tells; where even that is no number, every pixel is taken for right.
+    correct: pixels right, (B,), NEVER where no valid point was seen. Such an image comes back as it stands in `points`,
+    at which one look more, added to its `forward_passes`, tells; where even that is no number, every pixel is taken
+    for right.
     """
     counted = problem.counted()
-    if not bool(found.all()):
-        rows = (~found).nonzero().flatten()
+    unseen = (correct == NEVER) & (counted > 0)
+    if bool(unseen.any()):
+        rows = unseen.nonzero().flatten()
         seen = problem.select(rows).look(points[rows], progress=0.0, gradient=False).correct
         correct = correct.index_copy(0, rows, torch.minimum(seen, counted[rows]))
+        forward_passes += unseen
     return torch.where(counted > 0, correct / counted.clamp_min(1).double(), torch.nan)
 
 

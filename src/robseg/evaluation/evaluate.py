@@ -31,6 +31,9 @@ from robseg.report.page import write_report
 PROBE_IMAGES = 4
 
 
+# A caller who has gradients switched off means its own passes, not the attacks.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def evaluate(
     model: str | nn.Module,
     data: str | Dataset | Sequence[Any],
@@ -77,12 +80,7 @@ def evaluate(
     UserError, one sentence, for what the caller can mend.
     """
     processes = join_processes(device)
-    # A caller who has gradients switched off means its own passes, not the attacks.
-    modes = (torch.inference_mode(False), torch.enable_grad())
-    with ExitStack() as stack:
-        for mode in modes:
-            stack.enter_context(mode)
-        shown = stack.enter_context(stages(progress if processes.rank == 0 else False))
+    with ExitStack() as until_done, stages(progress if processes.rank == 0 else False) as shown:
         job = prepare(
             model, data, train_data, processes, shown, out, precision,
             {
@@ -95,7 +93,7 @@ def evaluate(
         )  # fmt: skip
         with _float32_arithmetic(tf32=job.settings.precision == "tf32"):
             warnings = _probe(job)
-            begin(job, stack)
+            begin(job, until_done)
             _attack_all(job, shown)
         processes.wait()
         if processes.rank == 0:

@@ -48,7 +48,8 @@ def network_faults(what: str, height: int, width: int) -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise UserError(
-                f"The memory does not suffice for {what} of {height} x {width}; choose a smaller validation.batch_size."
+                f"The memory does not suffice for {what} of {height} x {width}, even without gradients; choose a "
+                "smaller augmentation.crop, validation.batch_size or validation.window."
             ) from error
         # Whatever a stranger's network raises is the user's to mend; the chain keeps its traceback for Python callers.
         reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")

@@ -33,7 +33,6 @@ from robseg.training.setup import (
 )
 from robseg.training.state import (
     Run,
-    check_validation,
     diverged,
     judged,
     judged_model,
@@ -48,7 +47,7 @@ from robseg.training.tensorboard import Board
 from robseg.training.together import Group
 from robseg.training.trainee import Trainee
 from robseg.training.update import update
-from robseg.training.validate import Interrupted, NotFinite, validate
+from robseg.training.validate import Interrupted, NotFinite, check_first, validate
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ def _train(run: Run, pieces: int) -> None:
     with deaf_children():
         batch = next(batches)
     check_outputs(run.trainee, batch.images[:1], run.data)
-    if due:
-        check_validation(run)
+    if run.validation is not None and due:
+        check_first(judged_model(run), run.validation, group.device)
     while True:
         if run.step in due and run.step not in {entry["step"] for entry in run.validations}:
             write_state(run)
@@ -190,7 +189,7 @@ def _validate(run: Run) -> None:
     except Interrupted:
         leave(run)
     except NotFinite:
-        raise diverged(run, "the logits of the validation are not finite", run.schedule.rate(run.step - 1)) from None
+        raise diverged(run, "the logits of the validation are not finite", run.step) from None
     if found["clean"]["aacc"] is None:
         raise UserError(f"No image of the validation data '{run.validation.name}' has a labelled pixel.")
     condition, measure = recipe.criterion.split(".")

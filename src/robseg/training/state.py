@@ -14,12 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 from robseg.data.base import Dataset
 from robseg.errors import UserError
 from robseg.evaluation.progress import Stages
-from robseg.models.modes import attack_mode
 from robseg.models.sliding import with_window
 from robseg.models.wrapper import SegmentationModel
 from robseg.records.settings import first_difference
-from robseg.training.checkpoints import read_newest, write_checkpoint
-from robseg.training.faults import network_faults
+from robseg.training.checkpoints import checkpoints, read_newest, write_checkpoint
 from robseg.training.recipes.recipe import Recipe
 from robseg.training.run_folder import TrainingFolder, fixed_keys
 from robseg.training.schedule import Schedule
@@ -75,18 +73,18 @@ def write_state(run: Run) -> None:
     run.written = run.step
 
 
-def restore(run: Run, checkpoints: Path | None) -> None:
+def restore(run: Run, folder: Path | None) -> None:
     """Load the newest whole state of a folder, if there is any, and forget what was measured after it.
 
     Damaged ones are reported on stderr. Raises UserError where none is whole, it is of another training, or the
     processes see different ones.
     """
     report = _warn if run.group.rank == 0 else _say_nothing
-    state = None if checkpoints is None else read_newest(checkpoints, report)
+    state = None if folder is None else read_newest(folder, report)
     if state is not None:
-        _load(run, state, f"The state of step {state.get('step')} in {checkpoints}")
+        _load(run, state, f"The state of step {state.get('step')} in {folder}")
     if int(run.group.sum(torch.tensor([float(run.step)]))[0]) != run.step * run.group.count:
-        raise UserError(f"The processes see different states in {checkpoints}; it must be a folder that all share.")
+        raise UserError(f"The processes see different states in {folder}; it must be a folder that all share.")
     if run.folder is not None:
         lines = run.folder.go_on_from(run.step)
         run.validations = [line for line in lines if "validation" in line]
@@ -139,15 +137,6 @@ def judged_model(run: Run) -> SegmentationModel:
     return (model if window is None else with_window(model, window)).to(run.group.device)
 
 
-def check_validation(run: Run) -> None:
-    """UserError, before anything is trained, where the first validation image cannot be read or judged."""
-    assert run.validation is not None
-    image = run.validation[0].image
-    model = judged_model(run)
-    with network_faults("a validation image", *image.shape[1:]), torch.no_grad(), attack_mode(model):
-        model(image[None].to(run.group.device))
-
-
 def judged(run: Run) -> nn.Module:
     """The network that is validated and saved."""
     return run.network if run.average is None else run.average.module
@@ -171,12 +160,13 @@ def leave(run: Run) -> None:
     run.stop.leave()
 
 
-def diverged(run: Run, what: str, rate: float) -> UserError:
-    """The error that ends a training whose numbers are none."""
-    written = f"{run.folder.checkpoints} holds step {run.written}" if run.folder and run.written >= 0 else "none"
+def diverged(run: Run, what: str, step: int) -> UserError:
+    """The error that ends a training whose numbers are none; step: the number of the update that shows it, from 1."""
+    kept = [] if run.folder is None else [one for one, _ in checkpoints(run.folder.checkpoints) if one < step]
+    good = f"{run.folder.checkpoints} holds step {kept[-1]}" if run.folder is not None and kept else "none"
     return UserError(
-        f"The training diverged: {what} at step {run.step + 1}, rate {rate:.3g}; last good checkpoint: {written}; "
-        "begin anew with a lower optimiser.lr or with optimiser.clip, in another folder."
+        f"The training diverged: {what} at step {step}, rate {run.schedule.rate(step - 1):.3g}; last good checkpoint: "
+        f"{good}; begin anew with a lower optimiser.lr or with optimiser.clip, in another folder."
     )
 
 

@@ -45,6 +45,7 @@ class TrainingResult:
     best: dict[str, Any] | None
 
 
+# A caller who has gradients switched off means its own passes, not the training's.
 @torch.inference_mode(False)
 @torch.enable_grad()
 def train(

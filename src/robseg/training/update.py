@@ -61,7 +61,7 @@ def update(run: Run, batch: Batch, pieces: int) -> dict[str, Any]:
     # A scaler that overflows skips the step and lowers its scale; the loss is finite then.
     if not math.isfinite(known["loss"]) or not (math.isfinite(gradient) or run.scaler.is_enabled()):
         what = "loss" if not math.isfinite(known["loss"]) else "gradient"
-        raise diverged(run, f"the {what} is {known['loss'] if what == 'loss' else gradient}", rate)
+        raise diverged(run, f"the {what} is {known['loss'] if what == 'loss' else gradient}", run.step + 1)
     if recipe.optimiser.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, recipe.optimiser.clip, norm)
     for settings_of in run.optimiser.param_groups:

@@ -30,6 +30,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """A process was asked to stop while the validation ran."""
 
 
+def check_first(model: SegmentationModel, data: Dataset, device: torch.device) -> None:
+    """UserError, before anything is trained, where the first validation image cannot be read or judged."""
+    image = data[0].image
+    with network_faults("a validation image", *image.shape[1:]), torch.no_grad(), attack_mode(model):
+        model(image[None].to(device))
+
+
 def validate(
     model: SegmentationModel,
     data: Dataset,

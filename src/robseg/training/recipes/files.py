@@ -83,7 +83,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"'{text}' is not of the form key=value, such as optimiser.lr=1e-4.")
         if key in pairs:
-            raise UserError(f"The key '{key}' is given twice on {OVERRIDES}.")
+            raise UserError(f"The key '{key}' is given twice; give it once.")
         try:
             pairs[key] = yaml.load(value, PeoplesLoader)
         except yaml.YAMLError as error:
